@@ -1,0 +1,118 @@
+"""Folders on disk: tensors as safetensors, all else as JSON, written whole or not at all. No pickle is ever read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be used, and why."""
+
+
+@contextmanager
+def atomic(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes ``folder``'s place when the block ends without error.
+
+    A kill at any moment leaves the old folder or the new one: see ``settle``.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        for file in sorted(new.rglob("*")):
+            if file.is_file():
+                _sync(file)
+        _sync(new)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def settle(folder: Path) -> Path:
+    """The same folder, put back if a kill fell between the two renames of ``atomic``."""
+    old = folder.with_name(folder.name + ".old")
+    if not folder.exists() and old.exists():
+        old.rename(folder)
+    return folder
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Indented JSON, replaced in one step."""
+    new = file.with_name(file.name + ".new")
+    new.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    new.replace(file)
+
+
+def read_json(file: Path) -> Any:
+    """The content. Raises CheckpointError where it is missing or not JSON."""
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing: is {file.parent} a folder that mmkt train has written?")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from None
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Tensors, on the CPU."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Tensors by name. Raises CheckpointError where the file is missing or damaged (cut short, a pickle)."""
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing: is {file.parent} a folder that mmkt train has written?")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is not a whole safetensors file: {error}") from None
+
+
+def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: Path, optional: frozenset[str] = frozenset()) -> None:
+    """Copy tensors into a module; every name and shape has to agree.
+
+    Args:
+        module: what to load into.
+        tensors: by name.
+        where: the file, for the message.
+        optional: names that may be missing (frozen weights that a delta refers to).
+    """
+    own = module.state_dict()
+    problems = [f"tensor {name} is missing" for name in own if name not in tensors and name not in optional]
+    problems += [f"tensor {name} has no place in this model" for name in tensors if name not in own]
+    for name, tensor in tensors.items():
+        if name in own and own[name].shape != tensor.shape:
+            problems.append(f"tensor {name} has the shape {tuple(tensor.shape)}, the model's is {tuple(own[name].shape)}")
+    if problems:
+        more = f"\nand {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise CheckpointError(f"{where} does not fit its config:\n" + "\n".join(problems[:10]) + more)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)

@@ -1,0 +1,1 @@
+"""From a manifest to batches: manifest, media, decode, rows, collate, sampling."""

@@ -1,0 +1,72 @@
+"""From items to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mmkt.data.rows import Inputs, Item
+from mmkt.types import Batch, Encoded, Processor
+
+
+class Collate:
+    """A DataLoader's ``collate_fn``: items in, ``Batch`` out (see there for shapes)."""
+
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        processors: Mapping[str, Processor],
+        labels: Mapping[str, tuple[Tensor, Tensor]],
+        domain: Tensor,
+        group: Tensor,
+    ):
+        """Remember what is looked up by row.
+
+        Args:
+            modalities: all of them, in the model's order.
+            processors: by modality.
+            labels: by task, (rows, …) labels and (rows,) bool which rows have one.
+            domain: (rows,) long, −1 where unnamed.
+            group: (rows,) long, −1 where unnamed.
+        """
+        self.modalities, self.processors, self.labels = list(modalities), dict(processors), dict(labels)
+        self.domain, self.group = domain, group
+
+    def __call__(self, items: Sequence[Item]) -> Batch:
+        """Stack and pad B items."""
+        row = torch.tensor([item.key.row for item in items])
+        # every item has the same views, those that the dataset makes
+        views = {view: self._inputs([item.views[view] for item in items]) for view in items[0].views}
+        return Batch(
+            inputs=self._inputs([item.inputs for item in items]),
+            present={m: torch.tensor([m in item.inputs for item in items]) for m in self.modalities},
+            labels={task: labels[row] for task, (labels, _) in self.labels.items()},
+            labelled={task: labelled[row] for task, (_, labelled) in self.labels.items()},
+            views=views,
+            row=row,
+            domain=self.domain[row],
+            group=self.group[row],
+            stream=torch.tensor([item.key.stream for item in items]),
+        )
+
+    def _inputs(self, rows: Sequence[Inputs]) -> dict[str, dict[str, Tensor] | Encoded]:
+        inputs: dict[str, dict[str, Tensor] | Encoded] = {}
+        for modality in self.modalities:
+            flat = [item for row in rows for item in row.get(modality, [])]
+            if flat:
+                padded = self.processors[modality].pad(flat)
+                assert "items" not in padded, "'items' says which item each row has"
+                inputs[modality] = {**padded, "items": _places([len(row.get(modality, [])) for row in rows])}
+        return inputs
+
+
+def _places(counts: Sequence[int]) -> Tensor:
+    """Which of the flat items each row has, (B, K), −1 where it has fewer than K."""
+    items = torch.full((len(counts), max(counts)), -1)
+    first = 0
+    for row, n in enumerate(counts):
+        items[row, :n] = torch.arange(first, first + n)
+        first += n
+    return items

@@ -1,0 +1,233 @@
+"""Rows of a manifest as tensors: decoded, augmented by a seed of their own, modalities dropped in training."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mmkt.data import decode, media
+from mmkt.data.decode import DecodeError, Limits
+from mmkt.data.manifest import Manifest, ManifestError, column_of
+from mmkt.data.sampling import Draw, seed_of
+from mmkt.types import Processor
+
+Inputs = dict[str, list[dict[str, Tensor]]]  # by modality, one dict an item of the cell
+
+
+class Item(NamedTuple):
+    """One drawn row. A modality that it lacks is left out."""
+
+    key: Draw
+    inputs: Inputs
+    views: dict[str, Inputs]
+
+
+class Rows(Dataset[Item]):
+    """The rows of a manifest, asked for by ``Draw``.
+
+    In training each present modality is dropped with its probability, by a generator seeded by (seed, draw, row); if
+    all n present ones would go, one of them, drawn uniformly, stays. So modality m is dropped with probability
+    p_m − (Π p) / n, the product over the modalities that the row has. A dropped modality is not decoded, and it is
+    dropped from every view.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest | None,
+        columns: Mapping[str, str],
+        processors: Mapping[str, Processor],
+        *,
+        seed: int,
+        train: bool,
+        views: Sequence[str] = (),
+        dropout: Mapping[str, float] | None = None,
+        limits: Limits = Limits(),
+    ):
+        """Check columns and remember them.
+
+        Args:
+            manifest: None where only ``item`` is used; paths are then relative to the current folder.
+            columns: the column of each modality.
+            processors: the processor of each modality.
+            seed: of augmentation and dropout.
+            train: makes the view "train", ``views`` and ``dropout``; otherwise there are only plain inputs, and no
+                random generator is touched.
+            views: further views of the same rows, in training.
+            dropout: probability by modality, in training.
+            limits: what one item may hold.
+
+        Raises:
+            ManifestError: a column is missing, or null in every row.
+            ValueError: dropout names no modality.
+        """
+        self.modalities, self.columns, self.processors = list(columns), dict(columns), dict(processors)
+        self.seed, self.train, self.views, self.limits = seed, train, tuple(views), limits
+        self.dropout = dict(dropout or {})
+        for name in self.dropout:
+            self._known(name, "dropout")
+        self.root = manifest.root if manifest else Path()
+        self.ids = manifest.table["id"] if manifest else None
+        self.cells = {m: column_of(manifest, c) for m, c in columns.items()} if manifest else {}
+        for modality, cells in self.cells.items():
+            if all(_is_absent(cell.as_py()) for cell in cells.drop_null()):
+                raise ManifestError(
+                    f"modality {modality!r} (column {columns[modality]!r}) is absent from every row of the manifest: "
+                    f"name another column in data.columns, or leave the modality out"
+                )
+
+    def __len__(self) -> int:
+        return len(self.ids) if self.ids is not None else 0
+
+    def __getitem__(self, key: Draw) -> Item:
+        """The item of a draw.
+
+        Raises:
+            ValueError: DecodeError or MediaError, with the row's id and the column.
+        """
+        cells = {m: cell for m, column in self.cells.items() if not _is_absent(cell := column[key.row].as_py())}
+        return self._make(key, cells, f"row {self.ids[key.row].as_py()!r}" if self.ids is not None else f"row {key.row}")
+
+    def item(self, cells: Mapping[str, Any], row: int = 0) -> Item:
+        """The item of things in memory, by modality: as in a manifest, or what ``load`` takes besides.
+
+        Raises:
+            ValueError: a modality is unknown or an item cannot be decoded.
+        """
+        for name in cells:
+            self._known(name, "this row")
+        present = {m: cells[m] for m in self.modalities if m in cells and not _is_absent(cells[m])}
+        return self._make(Draw(row, 0, 0), present, f"row {row}")
+
+    def _make(self, key: Draw, cells: dict[str, Any], where: str) -> Item:
+        inputs: Inputs = {}
+        views: dict[str, Inputs] = {view: {} for view in self.views if self.train}
+        for modality in self._kept(key, list(cells)):
+            processor = self.processors[modality]
+            try:
+                items = _items(cells[modality], processor)
+                raw = [load(item, processor, self.root, self.limits) for item in items]
+            except (DecodeError, media.MediaError) as error:
+                raise type(error)(f"{where}, column {self.columns[modality]!r}: {error}") from None
+            if not self.train:
+                inputs[modality] = [processor(item) for item in raw]
+                continue
+            for view, made in {"train": inputs, **views}.items():
+                with _seeded(seed_of(self.seed, key.draw, key.row, view, modality)):
+                    made[modality] = [processor(item, view) for item in raw]
+        return Item(key, inputs, views)
+
+    def _kept(self, key: Draw, present: list[str]) -> list[str]:
+        if not self.train or not self.dropout or not present:
+            return present
+        generator = np.random.default_rng(seed_of(self.seed, key.draw, key.row, "dropout"))
+        chance = dict(zip(self.modalities, generator.random(len(self.modalities))))
+        kept = [m for m in present if chance[m] >= self.dropout.get(m, 0.0)]
+        return kept or [present[generator.integers(len(present))]]
+
+    def _known(self, name: str, where: str) -> None:
+        if name not in self.columns:
+            near = get_close_matches(name, self.columns, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"{where} names the modality {name!r}{hint}: there are {', '.join(self.columns)}")
+
+
+def load(cell: Any, processor: Processor, root: str | Path, limits: Limits = Limits()) -> Any:
+    """One raw item, as a processor of its kind takes it.
+
+    Args:
+        cell: what a manifest holds (a text; bytes, a path or a dict for media), or in memory a PIL image, an array or
+            tensor (pictures as ``decode.picture`` takes them; waveforms at the processor's rate), or (waveform, rate).
+        processor: its ``kind`` says how to decode, its ``rate`` (Hz) what to resample sound to.
+        root: the folder that paths are relative to.
+        limits: what one item may hold.
+
+    Raises:
+        DecodeError: it cannot be decoded.
+        MediaError: its file cannot be had.
+    """
+    kind = processor.kind
+    if kind == "table":
+        return cell
+    if isinstance(cell, list):  # one item made of several: a pair of sentences
+        return [load(part, processor, root, limits) for part in cell]
+    if kind == "text":
+        return decode.text(cell, limits)
+    if kind == "image":
+        if isinstance(cell, Image.Image | np.ndarray | Tensor):
+            return decode.picture(cell, limits)
+        return decode.image(media.fetch(cell, root), limits)
+    if kind == "audio":
+        rate: int = processor.rate  # type: ignore[attr-defined]
+        if isinstance(cell, np.ndarray | Tensor):
+            return decode.waveform(cell, rate, rate, limits)
+        if isinstance(cell, tuple):
+            return decode.waveform(cell[0], cell[1], rate, limits)
+        return decode.audio(media.fetch(cell, root), rate, limits)
+    raise AssertionError(f"no decoder for the kind {kind!r}")
+
+
+def labels(manifest: Manifest, column: str, label: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
+    """All labels of a column: (rows, …), and which rows have one, (rows,) bool.
+
+    Args:
+        manifest: of n rows.
+        column: the label column; null and NaN are unlabelled.
+        label: a cell as a tensor; None gives the filler, and it raises ValueError for what it does not know.
+
+    Raises:
+        ManifestError: there is no such column, or ``label`` refuses cells: the message has up to five of them.
+    """
+    tensors, labelled, refused, reason = [], [], [], ""
+    for row, value in enumerate(column_of(manifest, column).to_pylist()):
+        if isinstance(value, float) and value != value:
+            value = None
+        try:
+            tensors.append(label(value))
+            labelled.append(value is not None)
+        except ValueError as error:
+            refused.append(f"row {manifest.table['id'][row].as_py()!r} has {value!r}")
+            reason = reason or str(error)
+    if refused:
+        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+        raise ManifestError(f"column {column!r}: {'; '.join(refused[:5])}{more}: {reason}")
+    return torch.stack(tensors), torch.tensor(labelled)
+
+
+def _items(cell: Any, processor: Processor) -> list[Any]:
+    if isinstance(cell, list) and not processor.whole(cell):
+        return [item for item in cell if not _is_absent(item)]
+    return [cell]
+
+
+def _is_absent(cell: Any) -> bool:
+    """Null, an empty string or list, NaN, and lists and media dicts of nothing else."""
+    if isinstance(cell, list):
+        return all(map(_is_absent, cell))
+    if isinstance(cell, dict) and cell.keys() <= {"bytes", "path"}:
+        return all(value is None or value == "" for value in cell.values())
+    return cell is None or (isinstance(cell, str) and not cell) or (isinstance(cell, float) and cell != cell)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Python's, numpy's and torch's CPU generators seeded, then as they were."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which also seeds the GPUs
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])

@@ -1,0 +1,81 @@
+"""What several processes need of one another. With one process everything here is the identity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """This process's number."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def say(*words: object) -> None:
+    """Print on rank 0, to standard error: standard output belongs to figures."""
+    if rank() == 0:
+        import sys
+
+        print(*words, file=sys.stderr, flush=True)
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum over all processes, without gradient."""
+    x = x.detach().clone()
+    if dist.is_initialized():
+        dist.all_reduce(x)
+    return x
+
+
+def everyone(value: Any) -> list[Any]:
+    """Every process's value (picklable), in rank order."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_first(value: Any) -> Any:
+    """Rank 0's value, everywhere: decisions that stop or branch are made once."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def wait() -> None:
+    """Until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather whose backward sums what every process sends back to a row (the true gradient of the sum of losses)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = x.shape[0]
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+def gather(x: Tensor) -> Tensor:
+    """Rows of all processes, (world · B, …), with gradient. Every process has the same B."""
+    return _Gather.apply(x) if dist.is_initialized() and world_size() > 1 else x

@@ -1,0 +1,1 @@
+"""Encoders, one file each: tensors of one modality in, ``Encoded`` out."""

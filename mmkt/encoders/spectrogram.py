@@ -1,0 +1,147 @@
+"""Sound as a log-mel spectrogram, through any timm model or a small transformer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from mmkt.layers.log_mel import LogMel
+from mmkt.layers.masked import masked_mean, zero_masked
+from mmkt.layers.transformer import Block, sinusoids
+from mmkt.layers.trunk import Trunk
+from mmkt.types import Encoded, Encoder, Processor
+
+
+class Spectrogram(Encoder):
+    """Waveforms (N, T) in [−1, 1] at ``rate`` Hz, and their ``lengths`` (N,) in samples, through a log-mel front-end.
+
+    ``backbone: transformer`` cuts the spectrogram into steps of ``patch`` frames and masks what is padding. A timm
+    backbone sees a picture of ``seconds`` of sound, which shorter clips are continued to with silence.
+    """
+
+    kind = "audio"
+    bounds = (-1.0, 1.0)
+
+    def __init__(
+        self,
+        house: Mapping[str, Encoder],
+        assets: Path | None,
+        *,
+        rate: Annotated[int, Field(ge=1000)] = 16_000,
+        seconds: Annotated[float, Field(gt=0)] = 10.0,
+        mels: Annotated[int, Field(ge=8)] = 64,
+        window: Annotated[float, Field(gt=0)] = 0.025,
+        hop: Annotated[float, Field(gt=0)] = 0.010,
+        backbone: str = "transformer",
+        weights: Literal["pretrained", "random"] = "random",
+        width: Annotated[int, Field(ge=8)] = 192,
+        layers: Annotated[int, Field(ge=1)] = 4,
+        heads: Annotated[int, Field(ge=1)] = 3,
+        patch: Annotated[int, Field(ge=1)] = 4,
+        augment: bool = False,
+        options: dict[str, Any] = {},  # noqa: B006 - never changed
+    ):
+        """Build the front-end and the backbone.
+
+        Args:
+            house: unused.
+            assets: a checkpoint's folder with the architecture of a timm backbone.
+            rate: Hz; clips are resampled to it.
+            seconds: longer clips are cut to it, with a warning.
+            mels: mel bands.
+            window: of the Fourier transform, in seconds.
+            hop: between frames, in seconds.
+            backbone: ``transformer``, or a timm name, local folder or Hub id.
+            weights: of a timm backbone.
+            width: of the transformer, as are ``layers``, ``heads`` and ``patch`` (frames a token).
+            layers: blocks.
+            heads: a block.
+            patch: frames a token.
+            augment: in training, shift by up to 5 % of the clip, scale the volume by −6 to 6 dB, add noise at 10 to 40 dB.
+            options: further arguments of ``timm.create_model``.
+        """
+        super().__init__()
+        self.rate, self.samples, self.patch, self.augment = rate, round(rate * seconds), patch, augment
+        self.front = LogMel(rate, mels, window, hop)
+        self.trunk: Trunk | None = None
+        if backbone == "transformer":
+            self.embed = nn.Linear(mels * patch, width)
+            self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+            self.norm = nn.LayerNorm(width)
+            frames = -(-self.samples // self.front.hop)
+            self.register_buffer("positions", sinusoids(-(-frames // patch), width), persistent=False)
+            self.width = width
+        else:
+            size = (mels, -(-self.samples // self.front.hop))
+            pretrained = weights == "pretrained" and assets is None
+            self.trunk = Trunk(backbone, pretrained=pretrained, channels=1, size=size, options=options, assets=assets)
+            self.width = self.trunk.width
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Encoded:
+        """Encode N clips."""
+        waveform = inputs["waveform"]
+        if self.trunk:
+            waveform = nn.functional.pad(waveform, (0, self.samples - waveform.shape[1]))
+        frames, mask = self.front(waveform, inputs["lengths"])  # (N, F, mels), (N, F)
+        if self.trunk:
+            tokens, pooled = self.trunk(frames.transpose(1, 2)[:, None])
+            mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+            return Encoded(tokens, mask, pooled, mask[:, 0])
+        short = -frames.shape[1] % self.patch
+        x = rearrange(nn.functional.pad(frames, (0, 0, 0, short)), "n (t p) m -> n t (p m)", p=self.patch)
+        mask = nn.functional.pad(mask, (0, short))[:, :: self.patch]  # a step is there when its first frame is
+        x = self.embed(x) + self.positions[: x.shape[1]]
+        for block in self.blocks:
+            x = block(x, mask)
+        tokens = zero_masked(self.norm(x), mask)
+        return Encoded(tokens, mask, masked_mean(tokens, mask), mask[:, 0])
+
+    def stages(self) -> list[list[str]]:
+        """Embedder, blocks, last norm; or as timm groups its parameters."""
+        if self.trunk:
+            return self.trunk.stages("trunk.")
+        parts = ["embed", *(f"blocks.{k}" for k in range(len(self.blocks))), "norm"]
+        return [[n for n, _ in self.named_parameters() if n.startswith(f"{part}.")] for part in parts]
+
+    def processor(self) -> Processor:
+        """Cut to ``seconds``; in training with ``augment`` also shift, volume and noise."""
+        return _Waveform(self.rate, self.samples, self.augment)
+
+    def blank(self) -> dict[str, Tensor]:
+        """A tenth of a second of silence."""
+        return {"waveform": torch.zeros(1, self.rate // 10), "lengths": torch.tensor([self.rate // 10])}
+
+    def save_assets(self, folder: Path) -> None:
+        """The architecture of a timm backbone."""
+        if self.trunk:
+            self.trunk.save(folder)
+
+
+class _Waveform(Processor):
+    kind = "audio"
+
+    def __init__(self, rate: int, samples: int, augment: bool):
+        self.rate, self.samples, self.augment = rate, samples, augment
+
+    def __call__(self, item: Tensor, view: str | None = None) -> dict[str, Tensor]:
+        if len(item) > self.samples:
+            warnings.warn(f"clips longer than seconds: {self.samples / self.rate:g} are cut", stacklevel=2)
+        x = item[: self.samples]
+        if view and self.augment:
+            shift, volume, snr = torch.rand(3).tolist()
+            x = torch.roll(x, round((2 * shift - 1) * 0.05 * len(x)))
+            noise = torch.randn_like(x) * x.pow(2).mean().sqrt() * 10 ** (-(10 + 30 * snr) / 20)
+            x = ((x + noise) * 10 ** ((2 * volume - 1) * 6 / 20)).clamp(-1, 1)
+        return {"waveform": x}
+
+    def pad(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        waveforms = [item["waveform"] for item in items]
+        return {"waveform": pad_sequence(waveforms, batch_first=True), "lengths": torch.tensor([len(w) for w in waveforms])}

@@ -1,0 +1,145 @@
+"""What an experiment file may say: its sections, their settings and defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from mmkt.config import FORMAT, Section
+from mmkt.parts import PartOf
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class StreamOf(Section):
+    """Rows that a batch mixes in at a fixed quota."""
+
+    quota: Count
+    """Rows of it in every (global) batch."""
+    split: str = "train"
+    domain: str | None = None
+    """Only rows of this domain."""
+
+
+class Data(Section):
+    """Where rows come from and how they are read."""
+
+    source: Annotated[dict, PartOf("data/sources")] | None = None
+    """A data set that mmkt can make; used where the manifest does not exist yet."""
+    origin: str | None = None
+    """The folder that ``source`` reads, as ``mmkt data prepare --from`` names it."""
+    manifest: str
+    """JSONL, CSV or Parquet: id, split, domain, group, media columns, label columns."""
+    columns: dict[Name, str] = {}
+    """Modality → column; by default a modality's column has its name."""
+    labels: dict[Name, str] = {}
+    """Task → column; by default a task's column has its name."""
+    fractions: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {"train": 0.8, "validation": 0.1, "test": 0.1}
+    """Sizes of the splits, where the manifest names none; rows of one group stay together."""
+    train: str = "train"
+    validation: str = "validation"
+    test: str = "test"
+    batch_size: Count = 32
+    """Rows a batch over all processes, in training and in evaluation."""
+    streams: dict[Name, StreamOf] = {}
+    """Quotas that a training batch is mixed from, instead of batch_size rows of the training split."""
+    balance: str | None = None
+    """A task whose classes are drawn equally often in training."""
+    group_by_length: str | None = None
+    """A modality by whose length training rows are batched together."""
+    dropout: dict[Name, Share] = {}
+    """Modality → probability that a training row loses it; the last one a row has is never lost."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    max_pixels: Count = 64_000_000
+    max_seconds: Annotated[float, Field(gt=0)] = 60.0
+    max_characters: Count = 100_000
+
+
+class Space(Section):
+    """The shared space: a projection and a learned missing vector a modality."""
+
+    norm: bool = True
+    """LayerNorm after the projection."""
+    dropout: Share = 0.0
+
+
+class ModelOf(Section):
+    """Encoders, shared space, fusion, heads."""
+
+    dim: Annotated[int, Field(ge=2)] = 256
+    encoders: dict[Name, Annotated[dict, PartOf("encoders")]]
+    space: Space = Space()
+    fusion: Annotated[dict, PartOf("fusion")] = {"name": "concat"}
+    heads: dict[Name, Annotated[dict, PartOf("heads")]]
+
+
+class Weighted(Section):
+    """What stands beside an objective's own settings."""
+
+    weight: Annotated[float, Field(ge=0)] = 1.0
+
+
+class Train(Section):
+    """The loop."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training rows; give this or ``steps``."""
+    steps: Count | None = None
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Share = 0.06
+    """Share of the steps over which the rate climbs from zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled, off for biases, norms and vectors."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the gradient."""
+    accumulate: Count = 1
+    """Batches a step."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    evaluate_every: Count | None = None
+    """Steps between evaluations; by default once an epoch."""
+    save_every: Count | None = None
+    """Steps between saves to resume from; by default with every evaluation."""
+    log_every: Count = 10
+    patience: Count | None = None
+    """Evaluations without a better one after which training stops."""
+    select: str | None = None
+    """task/metric that the best checkpoint is chosen by; by default the first head's first metric."""
+
+
+class Evaluate(Section):
+    """Figures."""
+
+    split: str = "test"
+    metrics: dict[Name, Annotated[dict, PartOf("metrics")]] = {}
+    """Beside each head's own, or one of those with other settings."""
+    resamples: Annotated[int, Field(ge=0)] = 1000
+    """Bootstrap draws for the 95 % intervals."""
+
+
+class Experiment(Section):
+    """A whole experiment file."""
+
+    format: int = FORMAT
+    plugins: list[str] = []
+    """Folders or packages with rooms of their own (my_lab/fusion/…)."""
+    seed: int = 0
+    run: str = "checkpoints/run"
+    """The run's folder."""
+    data: Data
+    model: ModelOf
+    objectives: dict[Name, Annotated[dict, PartOf("objectives", Weighted)]]
+    terms: dict[Name, Annotated[float, Field(ge=0)]] = {}
+    """Weights of the terms that a fusion brings; 1 where not named."""
+    transfer: Annotated[dict, PartOf("transfer")] = {"name": "full"}
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    trackers: list[Literal["tensorboard"]] = ["tensorboard"]
+
+    def settings(self) -> dict[str, Any]:
+        """Plain nested data, every default written out."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,1 @@
+"""Fusions, one file each: many ``Encoded`` in the shared space in, one out."""

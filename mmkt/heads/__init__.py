@@ -1,0 +1,1 @@
+"""Heads, one file each: a task's answer from what was fused."""

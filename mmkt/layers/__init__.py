@@ -1,0 +1,1 @@
+"""Gradient-carrying and mask-aware pieces that parts share."""

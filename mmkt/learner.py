@@ -1,0 +1,137 @@
+"""A model and the weighted objectives it is trained on, in one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mmkt.distributed import total, world_size
+from mmkt.experiment import Experiment
+from mmkt.model import Model, matches
+from mmkt.parts import ConfigError, Parts
+from mmkt.types import Batch, Objective, Phase
+
+
+class Learner(nn.Module):
+    """Σ weight · objective: what the loop differentiates, and all that DDP or FSDP2 sees.
+
+    Args:
+        model: what is trained.
+        objectives: by name.
+        weights: by objective.
+        terms: weights of the terms that the fusion brings; 1 where not named.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        objectives: Mapping[str, Objective],
+        weights: Mapping[str, float] | None = None,
+        terms: Mapping[str, float] | None = None,
+    ):
+        super().__init__()
+        self.model, self.objectives = model, nn.ModuleDict(objectives)
+        self.weights = {name: 1.0 for name in objectives} | dict(weights or {})
+        self.terms = dict(terms or {})
+        self.active = tuple(objectives)
+
+    @classmethod
+    def from_config(cls, config: Experiment, model: Model, domains: Sequence[str], plugins: Sequence[str] = ()) -> Learner:
+        """Build the objectives of a checked config around a model."""
+        parts, objectives = Parts(plugins), {}
+        outputs = {task: head.outputs(head.vocabulary) for task, head in model.heads.items()}
+        for name, spec in config.objectives.items():
+            if spec.get("task", next(iter(outputs))) not in outputs:
+                problem = f"there is no task {spec['task']!r}; allowed: {', '.join(outputs)}"
+                raise ConfigError([(f"objectives.{name}.task", problem)])
+            try:
+                objectives[name] = parts.build("objectives", spec, config.model.dim, model.modalities, outputs, domains)
+            except ValueError as error:
+                raise ConfigError([(f"objectives.{name}", str(error))]) from error
+        if not objectives:
+            raise ConfigError([("objectives", "needs one or more")])
+        return cls(model, objectives, {n: spec["weight"] for n, spec in config.objectives.items()}, config.terms)
+
+    def parts(self) -> list[tuple[str, Objective]]:
+        """The phase's objectives, by name."""
+        return [(name, cast(Objective, self.objectives[name])) for name in self.active]
+
+    def counts(self, batches: Sequence[Batch]) -> Tensor:
+        """How many items each objective speaks for, over all ranks and the accumulated batches: (objectives,) float."""
+        local = torch.stack([torch.stack([o.count(b) for b in batches]).sum() for _, o in self.parts()])
+        return total(local.to(torch.float32))
+
+    def forward(self, batch: Batch, counts: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
+        """The loss of one batch.
+
+        Args:
+            batch: this rank's rows.
+            counts: (objectives,), the global denominators from ``counts``.
+            share: of this batch in its step (1 / accumulated batches), for the fusion's terms.
+
+        Returns:
+            The loss (), scaled so that the mean of its gradients over ranks is the gradient of the global mean; and
+            each objective's part of its global mean, then each term (objectives + terms,), detached.
+        """
+        outputs = self.model(batch)
+        unknown = [name for name in self.terms if name not in outputs.terms]
+        if unknown:
+            allowed = ", ".join(outputs.terms) or "none"
+            raise ConfigError([(f"terms.{unknown[0]}", f"the fusion brings no such term; it brings {allowed}")])
+        world = world_size()
+        loss, means = torch.zeros((), device=counts.device), []
+        for k, (name, objective) in enumerate(self.parts()):
+            mean = objective(self.model, batch, outputs) / counts[k].clamp(min=1)
+            loss = loss + self.weights[name] * world * mean
+            means.append(mean.detach())
+        for name, term in outputs.terms.items():
+            loss = loss + self.terms.get(name, 1.0) * share * term
+            means.append(term.detach() * share / world)
+        return loss, torch.stack(means)
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """Parameters by the names that patterns speak of: the model's without prefix, then ``objectives.…``."""
+        return {name.removeprefix("model."): p for name, p in self.named_parameters()}
+
+    def begin(self, phase: Phase) -> dict[str, nn.Parameter]:
+        """Freeze and unfreeze as a phase says; returns what trains, by name.
+
+        Raises:
+            ConfigError: for a pattern that matches no parameter, an unknown objective, or nothing left to train.
+        """
+        named = self.named()
+        for pattern in (*phase.train, *phase.frozen, *phase.lr):
+            if not any(matches(name, pattern) for name in named):
+                tops = sorted({".".join(name.split(".")[:2]) for name in named})
+                raise ConfigError([("transfer", f"the pattern {pattern!r} matches no parameter; there are {', '.join(tops)}")])
+        unknown = [name for name in phase.objectives or () if name not in self.objectives]
+        if unknown:
+            raise ConfigError([("transfer", f"there is no objective {unknown[0]!r}; allowed: {', '.join(self.objectives)}")])
+        self.active = tuple(self.objectives) if phase.objectives is None else tuple(phase.objectives)
+        for name, parameter in named.items():
+            wanted = any(matches(name, p) for p in phase.train) and not any(matches(name, p) for p in phase.frozen)
+            parameter.requires_grad_(wanted)
+            parameter.grad = None
+        self.train()
+        trains = {name: p for name, p in named.items() if p.requires_grad}
+        if not trains:
+            raise ConfigError([("transfer", f"nothing trains in the phase {phase.name!r}")])
+        for _, objective in self.parts():
+            objective.begin(self, phase)
+        return trains
+
+    def unreached(self, batch: Batch) -> list[str]:
+        """What trains but no objective reaches, from one dry forward and backward that leaves no trace."""
+        buffers = {name: b.clone() for name, b in self.named_buffers()}
+        with torch.random.fork_rng(devices=[batch.row.device] if batch.row.device.type == "cuda" else []):
+            loss, _ = self(batch, self.counts([batch]))
+            loss.backward()
+        missed = [name for name, p in self.named().items() if p.requires_grad and p.grad is None]
+        self.zero_grad()
+        with torch.no_grad():
+            for name, b in self.named_buffers():
+                b.copy_(buffers[name])
+        return missed

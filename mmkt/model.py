@@ -1,0 +1,198 @@
+"""The model: encoders, shared space, fusion, heads."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmkt import checkpoint
+from mmkt.config import dump, revive
+from mmkt.experiment import Experiment
+from mmkt.parts import ConfigError, Parts
+from mmkt.space import SharedSpace, join
+from mmkt.types import Batch, Encoded, Encoder, Fusion, Head, Outputs
+
+
+class Model(nn.Module):
+    """``forward = fuse(encode(batch))``; cached features, subsets and attacks on features use the seam between the two.
+
+    Args:
+        encoders: by modality; their order is the model's.
+        space: projections and missing vectors.
+        fusion: many modalities into one.
+        heads: by task.
+    """
+
+    config: Experiment | None = None  # what ``save_pretrained`` writes; set by ``from_config``
+
+    def __init__(self, encoders: Mapping[str, Encoder], space: SharedSpace, fusion: Fusion, heads: Mapping[str, Head]):
+        super().__init__()
+        self.modalities = tuple(encoders)
+        self.encoders, self.space, self.fusion = nn.ModuleDict(encoders), space, fusion
+        self.heads = nn.ModuleDict(heads)
+        self._blank = {m: encoder.blank() for m, encoder in encoders.items()}
+
+    @property
+    def vocabularies(self) -> dict[str, Any]:
+        """By task, what its head learned from the training split's labels."""
+        return {task: head.vocabulary for task, head in self.heads.items()}
+
+    def encode(self, batch: Batch) -> dict[str, Encoded]:
+        """Every modality, each in its encoder's width; one that no row has comes out with ``present`` False."""
+        return {m: self._encode(m, batch) for m in self.modalities}
+
+    def _encode(self, m: str, batch: Batch) -> Encoded:
+        inputs = batch.inputs.get(m)
+        if isinstance(inputs, Encoded):
+            return inputs
+        if inputs is not None:
+            return join(self.encoders[m](inputs), inputs["items"])
+        device = batch.row.device
+        absent = torch.zeros(batch.size, dtype=torch.bool, device=device)
+        if self.training:
+            # A tower without local rows runs on one blank row, in eval(), with weight zero: its parameters take part
+            # in every step on every rank, which both DDP and FSDP2 need.
+            blank = self._run_blank(m, device)
+            tokens, pooled = blank.tokens.mean(1, keepdim=True), blank.pooled
+        else:
+            pooled = torch.zeros(1, self.encoders[m].width, device=device)
+            tokens = pooled[:, None]
+        rows = batch.size
+        return Encoded(tokens.expand(rows, -1, -1), ~absent[:, None], pooled.expand(rows, -1), absent)
+
+    def _run_blank(self, m: str, device: torch.device) -> Encoded:
+        encoder = self.encoders[m]
+        modes = {module: module.training for module in encoder.modules()}
+        encoder.eval()
+        try:
+            return encoder({name: x.to(device) for name, x in self._blank[m].items()})
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+    def fuse(self, encoded: Mapping[str, Encoded], keep: Collection[str] | None = None) -> Outputs:
+        """Projection, fusion, heads.
+
+        Args:
+            encoded: by modality, in the encoders' widths; one that is left out is missing everywhere.
+            keep: the modalities to use; the missing vector replaces the others.
+        """
+        rows = next(iter(encoded.values())).pooled.shape[0]
+        parts = self.space(encoded, rows, keep)
+        fused = self.fusion(parts)
+        logits = {t: fused.logits[t] if t in fused.logits else head(fused.encoded) for t, head in self.heads.items()}
+        return Outputs(parts, fused.encoded, logits, fused.terms, fused.notes)
+
+    def forward(self, batch: Batch) -> Outputs:
+        """A batch's outputs."""
+        return self.fuse(self.encode(batch))
+
+    def train(self, mode: bool = True) -> Model:
+        """As usual, but a module whose parameters are all frozen stays in eval(): its statistics and dropout rest."""
+        super().train(mode)
+        for module in self.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                module.eval()
+        return self
+
+    # ------------------------------------------------------------ building, saving, loading
+
+    @classmethod
+    def from_config(
+        cls, config: Experiment, vocabularies: Mapping[str, Any], plugins: Sequence[str] = (), assets: Path | None = None
+    ) -> Model:
+        """Build from a checked config; random weights are drawn from torch's global generator.
+
+        Args:
+            config: the experiment.
+            vocabularies: by task, what ``Head.learn`` gave.
+            plugins: folders or packages that parts may come from.
+            assets: a checkpoint's folder, whose own files stand in for the original models.
+        """
+        parts, settings = Parts(plugins), config.model
+        encoders: dict[str, Encoder] = {}
+        for m, spec in settings.encoders.items():
+            try:
+                encoders[m] = parts.build("encoders", spec, encoders, assets / m if assets else None)
+            except ValueError as error:
+                raise ConfigError([(f"model.encoders.{m}", str(error))]) from error
+        if not encoders or not settings.heads:
+            raise ConfigError([("model", "needs one encoder or more and one head or more")])
+        space = SharedSpace(
+            settings.dim, {m: e.width for m, e in encoders.items()}, norm=settings.space.norm, dropout=settings.space.dropout
+        )
+        heads = {t: parts.build("heads", spec, settings.dim, vocabularies[t]) for t, spec in settings.heads.items()}
+        outputs = {t: head.outputs(head.vocabulary) for t, head in heads.items()}
+        try:
+            fusion = parts.build("fusion", settings.fusion, settings.dim, tuple(encoders), outputs)
+        except ValueError as error:
+            raise ConfigError([("model.fusion", str(error))]) from error
+        model = cls(encoders, space, fusion, heads)
+        model.config = config
+        return model
+
+    def save_pretrained(self, folder: Path | str, card: str | None = None) -> None:
+        """Write a whole checkpoint, which needs no original weights; it takes the folder's place in one step."""
+        if self.config is None:
+            raise ValueError("only a model built by Model.from_config or Model.from_pretrained can be saved")
+        with checkpoint.atomic(Path(folder)) as new:
+            checkpoint.write_tensors(new / "model.safetensors", self.state_dict())
+            (new / "config.json").write_text(dump(self.config), encoding="utf-8")
+            checkpoint.write_json(new / "vocabularies.json", self.vocabularies)
+            for m, encoder in self.encoders.items():
+                (new / "assets" / m).mkdir(parents=True)
+                encoder.save_assets(new / "assets" / m)
+            if card:
+                (new / "README.md").write_text(card, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, name: Path | str, plugins: Sequence[str] = ()) -> Model:
+        """Load a checkpoint: a local folder, or a Hub id.
+
+        Args:
+            name: where it is.
+            plugins: folders or packages that its parts may come from; a checkpoint turns on none by itself.
+
+        Raises:
+            CheckpointError: for a folder that lacks something, has a tensor too many or too few, or is damaged.
+            ConfigError: for a config of a newer format, or one that names parts that mmkt and the plugins don't have.
+        """
+        folder = checkpoint.settle(Path(name))
+        if not folder.is_dir():
+            folder = _download(str(name))
+        config = revive(Experiment, checkpoint.read_json(folder / "config.json"), plugins)
+        vocabularies = checkpoint.read_json(folder / "vocabularies.json")
+        absent = [task for task in config.model.heads if task not in vocabularies]
+        if absent:
+            raise checkpoint.CheckpointError(f"{folder / 'vocabularies.json'} lacks the tasks {', '.join(absent)}")
+        tensors = checkpoint.read_tensors(folder / "model.safetensors")
+        model = cls.from_config(config, vocabularies, plugins, folder / "assets")
+        checkpoint.load_strict(model, tensors, folder / "model.safetensors")
+        return model.eval()
+
+
+def _download(name: str) -> Path:
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise checkpoint.CheckpointError(f"there is no checkpoint {name}: give the folder that has config.json, such as RUN/best")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "assets/**"]))
+    except Exception as error:  # whatever the network says, the reader needs to know that the name was tried
+        raise checkpoint.CheckpointError(f"there is no folder {name}, and the Hub did not give it: {error}") from error
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a shell-style pattern names a parameter or a module that holds it."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*")
+
+
+def parameter_count(model: nn.Module, trainable: bool = False) -> int:
+    """How many numbers a module's parameters hold."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)

@@ -1,0 +1,1 @@
+"""Objectives, one file each: the terms a learner is trained on."""

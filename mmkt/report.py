@@ -1,0 +1,149 @@
+"""Rows for people and for files: tables in the terminal, JSON, ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mmkt.parts import Parts
+from mmkt.types import Row
+
+LINES = 12  # of a breakdown that are shown
+GAP = 2  # blanks between columns
+NAMES = ("run", "study", "seed", "split", "task", "modalities", "condition")  # what sets of rows differ in
+NUMBERS = ("value", "low", "high")
+
+
+def table(rows: Sequence[Row], console: Console, parts: Parts | None = None) -> None:
+    """Print the main figures, then the breakdowns by domain, group and class.
+
+    A breakdown of more than 12 lines shows the worst 12 by its first metric, and says how many more there are.
+
+    Args:
+        rows: figures of one run, or of several.
+        console: where to; the caller's choice.
+        parts: where metrics are looked up for which way is worse. One that is not there is better higher.
+    """
+    differing = [name for name in NAMES if len({getattr(row, name) for row in rows}) > 1]
+    main = [row for row in rows if row.group == "all"]
+    if main:
+        same = [("seed " if name == "seed" else "") + str(getattr(main[0], name)) for name in NAMES if name not in differing]
+        columns = {name: [str(getattr(row, name)) for row in main] for name in [*differing, "metric"]}
+        numbers = {"value": [_number(row.value) for row in main], "interval": [_interval(row) for row in main]}
+        _print(" · ".join(text for text in same if text), columns, numbers | {"n": [str(row.n) for row in main]}, console)
+    breakdowns = defaultdict(list)
+    for row in rows:
+        if row.group != "all":
+            breakdowns[row.task, row.group.partition("=")[0]].append(row)
+    for (task, kind), some in breakdowns.items():
+        title = f"{task} by {kind}" if "task" in differing else f"by {kind}"
+        _breakdown(some, kind, title, [name for name in differing if name != "task"], console, parts or Parts())
+
+
+def as_json(rows: Iterable[Row]) -> dict[str, Any]:
+    """``{"rows": [...]}``; what is not a finite number is null, which JSON requires."""
+    return {"rows": [_record(row) for row in rows]}
+
+
+def append(rows: Iterable[Row], path: Path) -> None:
+    """Add rows to a ``metrics.jsonl``, one JSON object a line."""
+    text = "".join(json.dumps(_record(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def read(path: Path) -> list[Row]:
+    """Rows of a ``metrics.jsonl``; null comes back as NaN.
+
+    Raises:
+        ValueError: a line that is no row, by its number.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+                rows.append(Row(**record | {name: math.nan for name in NUMBERS if record[name] is None}))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{path}, line {number} is no row of metrics ({error}); remove that line") from error
+    return rows
+
+
+def _breakdown(rows: Sequence[Row], kind: str, title: str, differing: Sequence[str], console: Console, parts: Parts) -> None:
+    """A line for each group (of each set of rows), as many metrics side by side as fit, worst first where cut short."""
+    lines: dict[tuple[str, ...], dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        lines[(*(str(getattr(row, name)) for name in differing), row.group.partition("=")[2])][row.metric] = row
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    shown = list(lines)
+    if len(lines) > LINES:
+        first = metrics[0]
+        higher = first not in parts.files("metrics") or parts.find("metrics", first).higher_is_better  # type: ignore[attr-defined]
+        shown = sorted(lines, key=lambda key: _badness(lines[key].get(first), higher), reverse=True)[:LINES]
+        end = "lowest" if higher else "highest"
+        title += f", the {LINES} with the {end} {first}; {len(lines) - LINES} more stand in the file"
+    names = {name: [key[i] for key in shown] for i, name in enumerate([*differing, kind])}
+    cells = {metric: [_cell(lines[key].get(metric)) for key in shown] for metric in metrics}
+    counts = [str(next(iter(lines[key].values())).n) for key in shown]
+    if len(set(counts)) > 1:
+        names["n"] = counts
+    else:
+        title += f" (n = {counts[0]})"
+    room = console.width - sum(_width(name, column) for name, column in names.items()) + GAP
+    some: dict[str, list[str]] = {}
+    for metric, column in cells.items():
+        if some and sum(_width(*item) for item in some.items()) + _width(metric, column) > room:
+            _print(title, names, some, console)
+            some = {}
+        some[metric] = column
+    _print(title, names, some, console)
+
+
+def _badness(row: Row | None, higher: bool) -> float:
+    """Larger is worse; an undefined figure comes last."""
+    if row is None or math.isnan(row.value):
+        return -math.inf
+    return -row.value if higher else row.value
+
+
+def _print(title: str, names: Mapping[str, list[str]], numbers: Mapping[str, list[str]], console: Console) -> None:
+    """Columns under a title. All is Text, not markup: a class may be called "[red]"."""
+    figures = Table(box=None, pad_edge=False, padding=(0, GAP // 2))
+    for name in [*names, *numbers]:
+        figures.add_column(Text(name, "bold"), justify="right" if name in numbers else "left", overflow="fold")
+    for line in zip(*names.values(), *numbers.values(), strict=True):
+        figures.add_row(*(Text(cell) for cell in line))
+    console.print(Text(title, "bold cyan"), figures, "", sep="\n")
+
+
+def _width(name: str, column: Sequence[str]) -> int:
+    return max(cell_len(text) for text in (name, *column)) + GAP
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    if value == 0 or 1e-2 <= abs(value) < 1e3:
+        return f"{value:.3f}"
+    return f"{value:.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _interval(row: Row) -> str:
+    return "" if math.isnan(row.low) else f"[{_number(row.low)}, {_number(row.high)}]"
+
+
+def _cell(row: Row | None) -> str:
+    return f"{_number(row.value)} {_interval(row)}".rstrip() if row else "–"
+
+
+def _record(row: Row) -> dict[str, Any]:
+    return row._asdict() | {name: None for name in NUMBERS if not math.isfinite(getattr(row, name))}

@@ -1,0 +1,149 @@
+"""From predictions and metrics to rows: each figure with its bootstrap interval, overall and by domain and group."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.compute as pc
+
+from mmkt.types import Metric, Predictions, Row
+
+CELLS = 1_000_000  # weights drawn at once: 8 MB an array
+
+
+class About(NamedTuple):
+    """What a set of rows has in common (see ``Row``)."""
+
+    run: str = ""
+    study: str = ""
+    seed: int = 0
+    split: str = ""
+    modalities: str = ""
+    condition: str = "clean"
+
+
+def score(
+    predictions: Predictions,
+    metrics: Mapping[str, Sequence[tuple[str, Metric]]],
+    *,
+    about: About,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    cluster: str | None = None,
+) -> list[Row]:
+    """Every metric of every task over its labelled rows, then by domain and by group where there are two or more.
+
+    The interval is the percentile bootstrap over rows (Efron, 1979). Resamples in which a metric is undefined are left
+    out of it; it is NaN where nothing can be resampled: a single row (or cluster), ``resamples=0``, a metric without
+    intervals. A report by class is made overall, not by domain and group; rows without a domain (or group) count in
+    "all" alone.
+
+    Args:
+        predictions: a model's answers.
+        metrics: by task, each metric with the name its rows carry.
+        about: what the rows have in common.
+        resamples: how many bootstrap draws; 0 for none.
+        level: coverage of the interval.
+        seed: of the bootstrap. Equal row counts get equal draws, so runs over the same rows are resampled alike.
+        cluster: a column of the table whose groups of rows are resampled whole (a speaker, a patient).
+
+    Raises:
+        ValueError: a task that is unknown or has no labelled row, a metric that cannot judge a task's head, a cluster
+            column that is missing or has empty cells.
+    """
+    rows = []
+    for task, judges in metrics.items():
+        labelled = _labelled(predictions, task, judges)
+        for where, part in [("all", labelled), *_slices(labelled)]:
+            figures = _figures(part, task, judges, draws(_units(part, cluster), resamples, seed))
+            for (metric, group), (value, drawn) in figures.items():
+                if "all" in (where, group):
+                    named = about.run, about.study, about.seed, about.split, task, about.modalities, about.condition
+                    place = where if group == "all" else group
+                    rows.append(Row(*named, metric, place, value, part.table.num_rows, *_interval(drawn, level)))
+    return rows
+
+
+def draws(units: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Bootstrap weights of n rows, some resamples at a time, (r, n) each.
+
+    Args:
+        units: (n,) long, which unit each row belongs to, numbered from 0; units are drawn, with replacement, as many as
+            there are. ``arange(n)`` draws rows. A single unit has no draws.
+        resamples: how many in all.
+        seed: with the number of units it fixes the draws, whatever the machine.
+    """
+    n = int(units.max()) + 1
+    # Integers rather than a multinomial: no floating point, so the same on every machine, and much faster.
+    generator = np.random.default_rng([seed, n])
+    step = max(1, CELLS // max(n, len(units)))
+    for i in range(0, resamples if n > 1 else 0, step):
+        r = min(step, resamples - i)
+        picked = generator.integers(n, size=(r, n)) + n * np.arange(r)[:, None]
+        yield np.bincount(picked.ravel(), minlength=r * n).reshape(r, n)[:, units].astype(np.float64)
+
+
+def _labelled(predictions: Predictions, task: str, judges: Sequence[tuple[str, Metric]]) -> Predictions:
+    """The rows that have a label for this task."""
+    if task not in predictions.tasks:
+        raise ValueError(f"no task {task!r} in the predictions; there are: {', '.join(predictions.tasks)}")
+    head = predictions.tasks[task]
+    for name, metric in judges:
+        if head not in metric.heads:
+            raise ValueError(f"metric {name!r} judges {' and '.join(metric.heads)}, but task {task!r} has a {head} head")
+    table = predictions.table.filter(pc.is_valid(predictions.table[f"{task}.label"]))
+    if not table.num_rows:
+        count = predictions.table.num_rows
+        raise ValueError(f"column '{task}.label' is empty in all {count} rows: task {task!r} has nothing to score")
+    return predictions._replace(table=table)
+
+
+def _slices(predictions: Predictions) -> Iterator[tuple[str, Predictions]]:
+    """The rows of each domain and each group, where there are at least two; in the order of their names."""
+    for column in ("domain", "group"):
+        values = predictions.table[column]
+        names = sorted(pc.unique(values.drop_null()).to_pylist())
+        for name in names if len(names) > 1 else ():
+            yield f"{column}={name}", predictions._replace(table=predictions.table.filter(pc.equal(values, name)))
+
+
+def _units(predictions: Predictions, cluster: str | None) -> np.ndarray:
+    """Which unit of resampling each row belongs to, (n,), numbered from 0."""
+    table = predictions.table
+    if cluster is None:
+        return np.arange(table.num_rows)
+    if cluster not in table.column_names:
+        raise ValueError(f"no column {cluster!r} to resample by; there are: {', '.join(table.column_names)}")
+    if empty := table[cluster].null_count:
+        raise ValueError(f"column {cluster!r} is empty in {empty} of {table.num_rows} rows; to resample by it, all must have it")
+    return table[cluster].combine_chunks().dictionary_encode().indices.to_numpy()
+
+
+def _figures(
+    predictions: Predictions, task: str, judges: Sequence[tuple[str, Metric]], weights: Iterator[np.ndarray]
+) -> dict[tuple[str, str], tuple[float, np.ndarray]]:
+    """By (metric, group), the value and its resamples (none for a metric without intervals)."""
+    drawn = defaultdict(list)
+    for some in weights:
+        for name, metric in judges:
+            if metric.resamples:
+                for group, values in metric(predictions, task, some).items():
+                    drawn[name, group].append(values)
+    plain = np.ones((1, predictions.table.num_rows))
+    return {
+        (name, group): (float(values[0]), np.concatenate([np.empty(0), *drawn[name, group]]))
+        for name, metric in judges
+        for group, values in metric(predictions, task, plain).items()
+    }
+
+
+def _interval(drawn: np.ndarray, level: float) -> tuple[float, float]:
+    defined = drawn[~np.isnan(drawn)]
+    if not len(defined):
+        return np.nan, np.nan
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,1 @@
+"""Transfer strategies, one file each: what trains, when, how fast."""

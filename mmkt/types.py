@@ -1,0 +1,317 @@
+"""The few types everything else is written in, and the abstract class of every room.
+
+Shapes: B rows, L tokens, D the shared width, W an encoder's own width, N items (a cell may hold several), K items a row.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from mmkt.learner import Learner
+    from mmkt.model import Model
+
+
+class Encoded(NamedTuple):
+    """One modality as its encoder leaves it; also what a fusion makes."""
+
+    tokens: Tensor  # (B, L, D) finite, and zero where mask is False
+    mask: Tensor  # (B, L) bool; every row has at least one True
+    pooled: Tensor  # (B, D) the encoder's own best summary
+    present: Tensor  # (B,) bool; False where the row lacks this modality
+
+    @classmethod
+    def of(cls, pooled: Tensor, present: Tensor | None = None) -> Encoded:
+        """A summary alone, (B, D): one token that is the summary itself."""
+        everywhere = torch.ones(pooled.shape[0], dtype=torch.bool, device=pooled.device)
+        return cls(pooled[:, None], everywhere[:, None], pooled, everywhere if present is None else present)
+
+
+class Fused(NamedTuple):
+    """What a fusion returns. A pooled fusion gives ``Fused(Encoded.of(y), {}, {}, {})``."""
+
+    encoded: Encoded
+    logits: dict[str, Tensor]  # by task, only from fusions on logits: they replace that task's head
+    terms: dict[str, Tensor]  # scalars to minimise (load balance, evidence …), weighted in the config
+    notes: dict[str, Tensor]  # (B, …) things to read: gates, per-modality logits, uncertainty
+
+
+class Outputs(NamedTuple):
+    """Everything an objective may need, out of one forward (DDP hides attributes)."""
+
+    encoded: dict[str, Encoded]  # in the shared space, by modality
+    fused: Encoded
+    logits: dict[str, Tensor]  # by task
+    terms: dict[str, Tensor]
+    notes: dict[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """Some rows, ready for the model.
+
+    ``inputs[m]`` holds an encoder's tensors for the N items that the rows have of modality m, and ``items`` (B, K),
+    which item each row has at each of its K places (−1: none). A modality that no row has is left out. Where features
+    of a frozen encoder are cached, an ``Encoded`` of all B rows enters instead.
+    """
+
+    inputs: dict[str, dict[str, Tensor] | Encoded]
+    present: dict[str, Tensor]  # (B,) bool, by modality; every modality is named
+    labels: dict[str, Tensor]  # (B, …) by task; a filler where not labelled
+    labelled: dict[str, Tensor]  # (B,) bool, by task: a row may lack any label
+    views: dict[str, dict[str, dict[str, Tensor] | Encoded]]  # further inputs of the same rows ("weak", "strong")
+    row: Tensor  # (B,) long: place in the manifest
+    domain: Tensor  # (B,) long: −1 where unnamed
+    group: Tensor  # (B,) long: −1 where unnamed
+    stream: Tensor  # (B,) long: which of data.streams the row was drawn for
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        """The same batch on another device."""
+        return pytree.tree_map(lambda x: x.to(device, non_blocking=non_blocking) if isinstance(x, Tensor) else x, self)
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return self.row.shape[0]
+
+
+class Predictions(NamedTuple):
+    """A model's answers, one line a row, in row order.
+
+    ``table`` has ``row, id, split, domain, group``, ``has.M`` for each modality, and for each task ``T``: ``T.label``
+    (null where unlabelled), the columns of its head's ``decode`` (``T.prediction`` first) and ``T.logits``.
+    """
+
+    table: pa.Table
+    tasks: dict[str, str]  # task → the name of its head
+    vocabularies: dict[str, Any]
+
+
+class Row(NamedTuple):
+    """One figure. Tables and plots are made from such rows alone."""
+
+    run: str
+    study: str
+    seed: int
+    split: str
+    task: str
+    modalities: str  # "image+text"
+    condition: str  # "clean", "noise@3", "pgd@0.03"
+    metric: str
+    group: str  # "all", "domain=…", "group=…", "class=…"
+    value: float
+    n: int
+    low: float
+    high: float
+
+
+class Phase(NamedTuple):
+    """One stretch of training: what trains, for how long, how fast.
+
+    Patterns are shell-style and anchored on whole names: ``encoders.text`` means it and all below it.
+    """
+
+    name: str
+    steps: int
+    train: Sequence[str] = ("*",)
+    frozen: Sequence[str] = ()  # wins over train
+    lr: Mapping[str, float] = MappingProxyType({})  # pattern → factor on train.lr; the last that matches wins
+    objectives: Sequence[str] | None = None  # None: all of them
+    streams: Mapping[str, int] | None = None
+
+
+class Processor(ABC):
+    """From one raw item to tensors, and from many to a padded batch. Pickles, so that workers can have it."""
+
+    kind: ClassVar[str]  # "text", "image", "audio", "table": which decoder its items come through
+
+    @abstractmethod
+    def __call__(self, item: Any, view: str | None = None) -> dict[str, Tensor]:
+        """Tensors of one item: a str, a PIL image (RGB) or a mono waveform (T,) at ``rate``.
+
+        Args:
+            item: what the decoder of this kind gives.
+            view: None gives the plain item; "train" and any other name an augmented one, drawn from torch's and
+                Python's global generators, which the caller has seeded by (seed, draw, row, view).
+        """
+
+    @abstractmethod
+    def pad(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """N items stacked and padded."""
+
+    def whole(self, cell: Any) -> bool:
+        """Whether a list in a cell is one item of this processor (a sentence pair), not several items."""
+        return False
+
+
+class Encoder(nn.Module, ABC):
+    """One modality's encoder: tensors of N items in, ``Encoded`` in its own width out.
+
+    A constructor takes ``(self, house, assets, *, settings…)``: the encoders built before it, by modality, and the
+    folder of a checkpoint that its own files are in (None when it is built anew).
+    """
+
+    width: int
+    kind: ClassVar[str]
+    bounds: ClassVar[tuple[float, float] | None] = None  # of its raw space; None for text
+
+    @abstractmethod
+    def forward(self, inputs: Mapping[str, Tensor]) -> Encoded:
+        """Encode N items; ``present`` is True everywhere."""
+
+    @abstractmethod
+    def stages(self) -> list[list[str]]:
+        """Names of its parameters from input to output, each once: thawing, layer-wise rates."""
+
+    @abstractmethod
+    def processor(self) -> Processor:
+        """What turns a raw item into this encoder's inputs."""
+
+    @abstractmethod
+    def blank(self) -> dict[str, Tensor]:
+        """Inputs of one empty item, on the CPU: what a tower runs on in training when no local row has its modality."""
+
+    def save_assets(self, folder: Path) -> None:
+        """Write what rebuilding takes beside settings and weights (a tokenizer, an architecture)."""
+
+
+class Fusion(nn.Module, ABC):
+    """Many modalities into one. A constructor takes ``(self, dim, modalities, outputs, *, settings…)``."""
+
+    arity: ClassVar[str] = "any"  # or "two"
+    level: ClassVar[str]  # "pooled", "token", "logit", "latent"
+    symmetric: ClassVar[bool]
+    missing: ClassVar[str]  # "stand-in": reads the learned missing vector; "exact": ignores it and uses ``present``
+    cost: ClassVar[str]
+    identity_at_start: ClassVar[bool] = False
+
+    @abstractmethod
+    def forward(self, parts: dict[str, Encoded]) -> Fused:
+        """Fuse. ``parts`` holds every modality, in the model's order."""
+
+
+class Head(nn.Module, ABC):
+    """Answers one task. A constructor takes ``(self, dim, vocabulary, *, settings…)``."""
+
+    metrics: ClassVar[tuple[str, ...]]  # of the metrics room, the first is what training selects on
+    vocabulary: dict[str, Any]
+
+    @classmethod
+    @abstractmethod
+    def learn(cls, values: Sequence[Any]) -> dict[str, Any]:
+        """The vocabulary (JSON-able) from the training split's labels; saved with the model."""
+
+    @staticmethod
+    @abstractmethod
+    def label(value: Any, vocabulary: Mapping[str, Any]) -> Tensor:
+        """A cell as a tensor; None gives the filler. Raises ValueError for what the vocabulary does not have."""
+
+    @staticmethod
+    @abstractmethod
+    def outputs(vocabulary: Mapping[str, Any]) -> int:
+        """How many numbers this head gives a row."""
+
+    @abstractmethod
+    def forward(self, fused: Encoded, target: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Logits, (B, outputs)."""
+
+    @abstractmethod
+    def decode(self, logits: Tensor) -> dict[str, list[Any]]:
+        """Columns for ``Predictions``: ``prediction`` first, in the label column's own values."""
+
+
+class Objective(nn.Module, ABC):
+    """One training term. A constructor takes ``(self, dim, modalities, outputs, domains, *, settings…)``.
+
+    Its memory is buffers, so it is saved. ``forward`` gives the local SUM and ``count`` how many items it speaks for;
+    the learner divides by the count over all ranks and accumulated batches.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()  # views it asks for
+    contrasts: ClassVar[bool] = False  # compares rows with one another: accumulation would change what it means
+
+    @abstractmethod
+    def forward(self, model: Model, batch: Batch, outputs: Outputs) -> Tensor:
+        """The sum over this rank's items, connected to its inputs even when there are none."""
+
+    @abstractmethod
+    def count(self, batch: Batch) -> Tensor:
+        """How many items ``forward`` sums over, from the batch alone."""
+
+    def craft(self, learner: Learner, batch: Batch) -> Batch:
+        """Rows made before the forward: adversarial ones, mixup, pseudo-labels."""
+        return batch
+
+    def begin(self, learner: Learner, phase: Phase) -> None:
+        """Before a phase's first step."""
+
+    def graded(self, learner: Learner) -> None:
+        """After backward, before clipping."""
+
+    def stepped(self, learner: Learner, progress: float) -> None:
+        """After a step; ``progress`` runs from 0 to 1 over the phase."""
+
+
+class Transfer(ABC):
+    """What trains, when. A constructor takes ``(self, *, settings…)``."""
+
+    @abstractmethod
+    def phases(self, learner: Learner, steps: int) -> list[Phase]:
+        """Phases whose steps sum to ``steps``: schedules are compared at an equal budget."""
+
+
+class Metric(ABC):
+    """A pure function of a task's answers, vectorised over row weights so that its bootstrap is one call.
+
+    A constructor takes ``(self, *, settings…)``.
+    """
+
+    heads: ClassVar[tuple[str, ...]]  # names of the heads it can judge
+    higher_is_better: ClassVar[bool] = True
+    resamples: ClassVar[bool] = True  # False for a report without intervals
+
+    @abstractmethod
+    def __call__(self, predictions: Predictions, task: str, weights: Any) -> dict[str, Any]:
+        """Values by metric group.
+
+        Args:
+            predictions: the labelled rows alone, n of them.
+            task: which task.
+            weights: (R, n) float64, a weight a row: ones give the plain value, multinomial draws a bootstrap.
+
+        Returns:
+            ``{"all": (R,)}`` and, for reports by class, ``{"class=…": (R,)}``; NaN where it is undefined.
+        """
+
+
+class Source(ABC):
+    """A data set made into a manifest. A constructor takes ``(self, *, settings…)``."""
+
+    @abstractmethod
+    def prepare(self, out: Path, source: Path | None) -> Path:
+        """Write manifest and media below ``out`` and return the manifest's path.
+
+        Args:
+            out: folder to write, made if need be.
+            source: the folder that ``--from`` names; None for sources that need none.
+        """
+
+
+ROOMS: dict[str, type] = {
+    "encoders": Encoder,
+    "fusion": Fusion,
+    "heads": Head,
+    "objectives": Objective,
+    "transfer": Transfer,
+    "metrics": Metric,
+    "data/sources": Source,
+}
