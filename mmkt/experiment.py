@@ -40,7 +40,8 @@ class Data(Section):
     fractions: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {"train": 0.8, "validation": 0.1, "test": 0.1}
     """Sizes of the splits, where the manifest names none; rows of one group stay together."""
     train: str = "train"
-    validation: str = "validation"
+    validation: str | None = "validation"
+    """Null for none: then nothing is selected on, and the last step is the best."""
     test: str = "test"
     batch_size: Count = 32
     """Rows a batch over all processes, in training and in evaluation."""
@@ -73,7 +74,7 @@ class ModelOf(Section):
     encoders: dict[Name, Annotated[dict, PartOf("encoders")]]
     space: Space = Space()
     fusion: Annotated[dict, PartOf("fusion")] = {"name": "concat"}
-    heads: dict[Name, Annotated[dict, PartOf("heads")]]
+    heads: dict[Name, Annotated[dict, PartOf("heads")]] = {}
 
 
 class Weighted(Section):
@@ -108,7 +109,8 @@ class Train(Section):
     patience: Count | None = None
     """Evaluations without a better one after which training stops."""
     select: str | None = None
-    """task/metric that the best checkpoint is chosen by; by default the first head's first metric."""
+    """What the best checkpoint is chosen by on validation: ``task/metric``, or ``loss``; by default the first head's
+    first metric."""
 
 
 class Evaluate(Section):
@@ -143,3 +145,9 @@ class Experiment(Section):
     def settings(self) -> dict[str, Any]:
         """Plain nested data, every default written out."""
         return self.model_dump(mode="json")
+
+
+class SourceOf(Section):
+    """A source by itself, for ``mmkt data prepare``."""
+
+    source: Annotated[dict, PartOf("data/sources")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ class Learner(nn.Module):
         terms: weights of the terms that the fusion brings; 1 where not named.
     """
 
+    objectives: Any  # nn.ModuleDict of Objective
+
     def __init__(
         self,
         model: Model,
@@ -34,9 +36,10 @@ class Learner(nn.Module):
     ):
         super().__init__()
         self.model, self.objectives = model, nn.ModuleDict(objectives)
-        self.weights = {name: 1.0 for name in objectives} | dict(weights or {})
+        self.weights = dict.fromkeys(objectives, 1.0) | dict(weights or {})
         self.terms = dict(terms or {})
         self.active = tuple(objectives)
+        self.term_names: tuple[str, ...] = ()  # known after the first forward
 
     @classmethod
     def from_config(cls, config: Experiment, model: Model, domains: Sequence[str], plugins: Sequence[str] = ()) -> Learner:
@@ -57,7 +60,7 @@ class Learner(nn.Module):
 
     def parts(self) -> list[tuple[str, Objective]]:
         """The phase's objectives, by name."""
-        return [(name, cast(Objective, self.objectives[name])) for name in self.active]
+        return [(name, self.objectives[name]) for name in self.active]
 
     def counts(self, batches: Sequence[Batch]) -> Tensor:
         """How many items each objective speaks for, over all ranks and the accumulated batches: (objectives,) float."""
@@ -87,14 +90,24 @@ class Learner(nn.Module):
             mean = objective(self.model, batch, outputs) / counts[k].clamp(min=1)
             loss = loss + self.weights[name] * world * mean
             means.append(mean.detach())
+        self.term_names = tuple(outputs.terms)
         for name, term in outputs.terms.items():
             loss = loss + self.terms.get(name, 1.0) * share * term
             means.append(term.detach() * share / world)
         return loss, torch.stack(means)
 
+    def weight(self, name: str) -> float:
+        """Of an objective or of a fusion's term."""
+        return self.weights[name] if name in self.weights else self.terms.get(name, 1.0)
+
     def named(self) -> dict[str, nn.Parameter]:
         """Parameters by the names that patterns speak of: the model's without prefix, then ``objectives.…``."""
         return {name.removeprefix("model."): p for name, p in self.named_parameters()}
+
+    def trained_in(self, phase: Phase) -> set[str]:
+        """Names of the parameters that a phase trains."""
+        wanted = {name for name in self.named() if any(matches(name, pattern) for pattern in phase.train)}
+        return {name for name in wanted if not any(matches(name, pattern) for pattern in phase.frozen)}
 
     def begin(self, phase: Phase) -> dict[str, nn.Parameter]:
         """Freeze and unfreeze as a phase says; returns what trains, by name.
@@ -111,9 +124,9 @@ class Learner(nn.Module):
         if unknown:
             raise ConfigError([("transfer", f"there is no objective {unknown[0]!r}; allowed: {', '.join(self.objectives)}")])
         self.active = tuple(self.objectives) if phase.objectives is None else tuple(phase.objectives)
+        wanted = self.trained_in(phase)
         for name, parameter in named.items():
-            wanted = any(matches(name, p) for p in phase.train) and not any(matches(name, p) for p in phase.frozen)
-            parameter.requires_grad_(wanted)
+            parameter.requires_grad_(name in wanted)
             parameter.grad = None
         self.train()
         trains = {name: p for name, p in named.items() if p.requires_grad}

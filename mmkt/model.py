@@ -12,6 +12,8 @@ from torch import nn
 
 from mmkt import checkpoint
 from mmkt.config import dump, revive
+from mmkt.data.collate import Collate
+from mmkt.data.rows import Rows
 from mmkt.experiment import Experiment
 from mmkt.parts import ConfigError, Parts
 from mmkt.space import SharedSpace, join
@@ -28,6 +30,8 @@ class Model(nn.Module):
         heads: by task.
     """
 
+    encoders: Any  # nn.ModuleDict of Encoder: its values are typed as Module alone
+    heads: Any
     config: Experiment | None = None  # what ``save_pretrained`` writes; set by ``from_config``
 
     def __init__(self, encoders: Mapping[str, Encoder], space: SharedSpace, fusion: Fusion, heads: Mapping[str, Head]):
@@ -101,6 +105,35 @@ class Model(nn.Module):
                 module.eval()
         return self
 
+    def predict(self, rows: Sequence[Mapping[str, Any]], batch_size: int = 32) -> list[dict[str, dict[str, Any]]]:
+        """Answers for things in memory.
+
+        Args:
+            rows: each a mapping from modality to a text, a picture (PIL image, array, path or bytes), a sound (waveform
+                at the encoder's rate, ``(waveform, rate)``, path or bytes), or a list of them; any may be left out.
+            batch_size: rows at a time.
+
+        Returns:
+            For each row, by task, what its head decodes: ``prediction``, and a classifier's ``confidence``.
+        """
+        columns = {m: m for m in self.modalities}
+        processors = {m: encoder.processor() for m, encoder in self.encoders.items()}
+        source = Rows(None, columns, processors, seed=0, train=False)
+        device, none = next(self.parameters()).device, torch.full((len(rows),), -1)
+        collate = Collate(self.modalities, processors, {}, none, none)
+        items = [source.item(cells, k) for k, cells in enumerate(rows)]
+        training, found = self.training, []
+        self.eval()
+        with torch.inference_mode():
+            for start in range(0, len(items), batch_size):
+                logits = self(collate(items[start : start + batch_size]).to(device)).logits
+                decoded = {task: head.decode(logits[task].cpu()) for task, head in self.heads.items()}
+                for k in range(len(items[start : start + batch_size])):
+                    answer = {task: {name: column[k] for name, column in columns.items()} for task, columns in decoded.items()}
+                    found.append(answer)
+        self.train(training)
+        return found
+
     # ------------------------------------------------------------ building, saving, loading
 
     @classmethod
@@ -122,8 +155,8 @@ class Model(nn.Module):
                 encoders[m] = parts.build("encoders", spec, encoders, assets / m if assets else None)
             except ValueError as error:
                 raise ConfigError([(f"model.encoders.{m}", str(error))]) from error
-        if not encoders or not settings.heads:
-            raise ConfigError([("model", "needs one encoder or more and one head or more")])
+        if not encoders:
+            raise ConfigError([("model.encoders", "needs one or more")])
         space = SharedSpace(
             settings.dim, {m: e.width for m, e in encoders.items()}, norm=settings.space.norm, dropout=settings.space.dropout
         )

@@ -3,8 +3,11 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from sklearn import metrics as reference
 
+from mmkt.heads.classify import Classify
+from mmkt.heads.tag import Tag
 from mmkt.metrics import _counts, _ranks
 from mmkt.metrics.ece import Ece
 from mmkt.metrics.r2 import R2
@@ -174,6 +177,8 @@ def test_undefined_is_nan():
     assert np.isnan(one("auprc", same, ones)["all"])
     constant = Predictions(pa.table({"k.label": [0.1] * 9, "k.prediction": [0.1] * 8 + [0.3]}), {"k": "regress"}, {"k": {}})
     assert np.isnan(R2()(constant, "k", np.ones((1, 9)))["all"][0])
+    varied, *_ = measurements(0)
+    assert np.isnan(R2()(varied, "k", 3 * np.eye(120))["all"]).all(), "one row again and again is constant, rounding aside"
 
 
 def test_a_class_that_is_never_found_counts_nothing():
@@ -183,6 +188,16 @@ def test_a_class_that_is_never_found_counts_nothing():
     assert one("macro_f1", predictions, np.ones(3))["all"] == pytest.approx(1 / 3)
     assert one("precision", predictions, np.ones(3))["class=cat"] == 0
     assert one("recall", predictions, np.ones(3))["class=eel"] == 0
+
+
+def test_metrics_and_heads_agree_on_what_is_predicted():
+    """Ties included: equal logits of a choice, a tag of exactly one half."""
+    logits = torch.tensor([[0.0, -1, 0, 2, -2], [1, 1, 0, 1, 0], [-1, -1, -1, -1, -1]])
+    for name, head in (("tag", Tag), ("classify", Classify)):
+        vocabulary = {"classes": CLASSES, "counts": [1] * 5, "rows": 5}
+        decoded = head(3, vocabulary).decode(logits)["prediction"]
+        table = pa.table({"k.label": decoded, "k.logits": logits.tolist()})
+        assert one("accuracy", Predictions(table, {"k": name}, {"k": vocabulary}), np.ones(3))["all"] == 1, name
 
 
 def test_an_unknown_label_is_named():

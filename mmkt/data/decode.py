@@ -30,7 +30,10 @@ class Limits(NamedTuple):
     characters: int = 100_000
 
 
-def text(cell: Any, limits: Limits = Limits()) -> str:
+USUAL = Limits()
+
+
+def text(cell: Any, limits: Limits = USUAL) -> str:
     """A text cell, unchanged; an integer as its digits.
 
     Raises:
@@ -45,7 +48,7 @@ def text(cell: Any, limits: Limits = Limits()) -> str:
     return cell
 
 
-def image(data: bytes, limits: Limits = Limits()) -> Image.Image:
+def image(data: bytes, limits: Limits = USUAL) -> Image.Image:
     """Decode an image file to RGB, the right way up; of several frames the first.
 
     Raises:
@@ -67,7 +70,7 @@ def image(data: bytes, limits: Limits = Limits()) -> Image.Image:
             raise DecodeError(f"the image is truncated or damaged: {error}") from None
 
 
-def picture(value: Any, limits: Limits = Limits()) -> Image.Image:
+def picture(value: Any, limits: Limits = USUAL) -> Image.Image:
     """An image in memory as RGB.
 
     Args:
@@ -86,7 +89,7 @@ def picture(value: Any, limits: Limits = Limits()) -> Image.Image:
     return _rgb(value)
 
 
-def audio(data: bytes, rate: int | None, limits: Limits = Limits()) -> Tensor:
+def audio(data: bytes, rate: int | None, limits: Limits = USUAL) -> Tensor:
     """Decode a sound file to one channel, (T,) float32 in [−1, 1].
 
     Args:
@@ -107,7 +110,7 @@ def audio(data: bytes, rate: int | None, limits: Limits = Limits()) -> Tensor:
     return waveform(samples.T, own, rate or own, limits)
 
 
-def waveform(value: Any, own: int, rate: int, limits: Limits = Limits()) -> Tensor:
+def waveform(value: Any, own: int, rate: int, limits: Limits = USUAL) -> Tensor:
     """A waveform in memory as one channel at ``rate``, (T,) float32 in [−1, 1].
 
     Args:

@@ -91,6 +91,6 @@ def _open(cell: str, root: str | Path) -> tuple[zipfile.ZipFile, str]:
 
 
 @lru_cache(maxsize=8)
-def _archive(path: str, mtime: int, pid: int) -> zipfile.ZipFile:
+def _archive(path: str, _mtime: int, _pid: int) -> zipfile.ZipFile:
     """Open zip files, each process its own: a forked worker that shared a handle would share its file position."""
     return zipfile.ZipFile(path)

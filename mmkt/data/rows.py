@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmkt.data import decode, media
-from mmkt.data.decode import DecodeError, Limits
+from mmkt.data.decode import USUAL, DecodeError, Limits
 from mmkt.data.manifest import Manifest, ManifestError, column_of
 from mmkt.data.sampling import Draw, seed_of
 from mmkt.types import Processor
@@ -51,7 +51,7 @@ class Rows(Dataset[Item]):
         train: bool,
         views: Sequence[str] = (),
         dropout: Mapping[str, float] | None = None,
-        limits: Limits = Limits(),
+        limits: Limits = USUAL,
     ):
         """Check columns and remember them.
 
@@ -79,7 +79,7 @@ class Rows(Dataset[Item]):
         self.ids = manifest.table["id"] if manifest else None
         self.cells = {m: column_of(manifest, c) for m, c in columns.items()} if manifest else {}
         for modality, cells in self.cells.items():
-            if all(_is_absent(cell.as_py()) for cell in cells.drop_null()):
+            if all(is_absent(cell.as_py()) for cell in cells.drop_null()):
                 raise ManifestError(
                     f"modality {modality!r} (column {columns[modality]!r}) is absent from every row of the manifest: "
                     f"name another column in data.columns, or leave the modality out"
@@ -94,7 +94,7 @@ class Rows(Dataset[Item]):
         Raises:
             ValueError: DecodeError or MediaError, with the row's id and the column.
         """
-        cells = {m: cell for m, column in self.cells.items() if not _is_absent(cell := column[key.row].as_py())}
+        cells = {m: cell for m, column in self.cells.items() if not is_absent(cell := column[key.row].as_py())}
         return self._make(key, cells, f"row {self.ids[key.row].as_py()!r}" if self.ids is not None else f"row {key.row}")
 
     def item(self, cells: Mapping[str, Any], row: int = 0) -> Item:
@@ -105,7 +105,7 @@ class Rows(Dataset[Item]):
         """
         for name in cells:
             self._known(name, "this row")
-        present = {m: cells[m] for m in self.modalities if m in cells and not _is_absent(cells[m])}
+        present = {m: cells[m] for m in self.modalities if m in cells and not is_absent(cells[m])}
         return self._make(Draw(row, 0, 0), present, f"row {row}")
 
     def _make(self, key: Draw, cells: dict[str, Any], where: str) -> Item:
@@ -141,7 +141,7 @@ class Rows(Dataset[Item]):
             raise ValueError(f"{where} names the modality {name!r}{hint}: there are {', '.join(self.columns)}")
 
 
-def load(cell: Any, processor: Processor, root: str | Path, limits: Limits = Limits()) -> Any:
+def load(cell: Any, processor: Processor, root: str | Path, limits: Limits = USUAL) -> Any:
     """One raw item, as a processor of its kind takes it.
 
     Args:
@@ -205,14 +205,14 @@ def labels(manifest: Manifest, column: str, label: Callable[[Any], Tensor]) -> t
 
 def _items(cell: Any, processor: Processor) -> list[Any]:
     if isinstance(cell, list) and not processor.whole(cell):
-        return [item for item in cell if not _is_absent(item)]
+        return [item for item in cell if not is_absent(item)]
     return [cell]
 
 
-def _is_absent(cell: Any) -> bool:
+def is_absent(cell: Any) -> bool:
     """Null, an empty string or list, NaN, and lists and media dicts of nothing else."""
     if isinstance(cell, list):
-        return all(map(_is_absent, cell))
+        return all(map(is_absent, cell))
     if isinstance(cell, dict) and cell.keys() <= {"bytes", "path"}:
         return all(value is None or value == "" for value in cell.values())
     return cell is None or (isinstance(cell, str) and not cell) or (isinstance(cell, float) and cell != cell)

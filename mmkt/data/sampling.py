@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import count
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,7 +133,7 @@ class TrainSampler:
             quota = self.streams[index].quota
             first = window * self.window * quota
             draws = self._span(index, first, first + self.window * quota)
-            by_length = np.argsort(self.lengths[[draw.row for draw in draws]], kind="stable") if draws else []
+            by_length = np.argsort(self.lengths[np.array([draw.row for draw in draws], dtype=np.int64)], kind="stable")
             # one order for all streams: their long rows meet in one batch
             batches = np.random.default_rng(seed_of(self.seed, "window", window)).permutation(self.window)
             order = [by_length[place] for b in batches for place in range(b * quota, (b + 1) * quota)]
@@ -147,7 +148,7 @@ def evaluation(rows: Sequence[int] | np.ndarray, batch_size: int, rank: int = 0,
     always if ``batch_size`` is at least 2 and there are rows for every rank.
     """
     mine = np.asarray(rows, dtype=np.int64)[rank::world]
-    batches = -(-(-(-len(rows) // world)) // batch_size)  # what rank 0, which has the most rows, needs
+    batches = ceil(ceil(len(rows) / world) / batch_size)  # what rank 0, which has the most rows, needs
     return [[Draw(row, 0, 0) for row in part.tolist()] for part in np.array_split(mine, max(1, batches)) if len(part)]
 
 

@@ -29,6 +29,7 @@ class Spectrogram(Encoder):
 
     kind = "audio"
     bounds = (-1.0, 1.0)
+    positions: Tensor
 
     def __init__(
         self,

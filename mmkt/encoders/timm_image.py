@@ -22,6 +22,8 @@ class TimmImage(Encoder):
 
     kind = "image"
     bounds = (0.0, 1.0)
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,

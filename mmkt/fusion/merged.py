@@ -38,7 +38,7 @@ class Merged(Fusion):
         """Build the blocks."""
         super().__init__()
         self.cls = nn.Parameter(torch.randn(dim) * 0.02)
-        self.type = nn.ParameterDict({m: nn.Parameter(torch.randn(dim) * 0.02) for m in modalities})
+        self.kind = nn.ParameterDict({m: nn.Parameter(torch.randn(dim) * 0.02) for m in modalities})
         self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
 
@@ -47,7 +47,7 @@ class Merged(Fusion):
         first = next(iter(parts.values()))
         rows = first.pooled.shape[0]
         x = torch.cat(
-            [self.cls.to(first.tokens.dtype).expand(rows, 1, -1)] + [p.tokens + self.type[m] for m, p in parts.items()], 1
+            [self.cls.to(first.tokens.dtype).expand(rows, 1, -1)] + [p.tokens + self.kind[m] for m, p in parts.items()], 1
         )
         there = torch.ones(rows, 1, dtype=torch.bool, device=x.device)
         mask = torch.cat([there] + [p.mask & p.present[:, None] for p in parts.values()], 1)

@@ -30,6 +30,8 @@ class Trunk(nn.Module):
         ValueError: for a name that timm does not have, or weights that can't be had.
     """
 
+    body: Any
+
     def __init__(
         self,
         name: str,

@@ -39,9 +39,9 @@ def truth(predictions: Predictions, task: str) -> np.ndarray:
 
 
 def guess(predictions: Predictions, task: str) -> np.ndarray:
-    """The predicted classes, (n, C) bool: the largest logit of a choice, the tags of probability above one half."""
+    """The predicted classes, (n, C) bool: the largest logit of a choice, the tags of probability one half or more."""
     x = logits(predictions, task)
-    return x > 0 if predictions.tasks[task] == "tag" else x.argmax(axis=1)[:, None] == np.arange(x.shape[1])
+    return x >= 0 if predictions.tasks[task] == "tag" else x.argmax(axis=1)[:, None] == np.arange(x.shape[1])
 
 
 def measured(predictions: Predictions, task: str) -> tuple[np.ndarray, np.ndarray]:

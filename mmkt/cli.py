@@ -1,0 +1,187 @@
+"""The command line. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmkt import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0, 2 for a mistake in what was typed or read, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    sys.path.append(str(Path.cwd()))  # where plugins may lie
+    options, rest = parser().parse_known_args(arguments)
+    settings = [word for word in rest if not word.startswith("-") and "=" in word]
+    if options.command.__name__ != "predict" and len(settings) < len(rest):
+        strange = next(word for word in rest if word not in settings)
+        parser().error(f"unrecognised {strange!r}; settings look like train.lr=3e-4")
+    options.rest = rest
+    options.overrides = getattr(options, "overrides", []) + settings
+    try:
+        options.command(options)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, FileNotFoundError) as error:  # ValueError is for people, by the rule of the house
+        if os.environ.get("MMKT_TRACEBACK"):
+            raise
+        words = str(error)
+        if "Original Traceback" in words:  # a data worker's error carries its traceback as text
+            words = words.strip().splitlines()[-1].partition(": ")[2]
+        print("error: " + words.replace("\n", "\n       "), file=sys.stderr)
+        sys.exit(2)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands."""
+    top = argparse.ArgumentParser("mmkt", description="Multimodal knowledge transfer.")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, about: str, under: Any = commands, json_too: bool = True) -> argparse.ArgumentParser:
+        made = under.add_parser(name, help=about, description=about)
+        made.set_defaults(command=run)
+        if json_too:
+            made.add_argument(
+                "--json", action="store_true", help="one JSON object on standard output, all else on standard error"
+            )
+        return made
+
+    one = command("train", train, "train an experiment, evaluate its best checkpoint")
+    one.add_argument("config", help="an experiment file (YAML)")
+    one.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as model.fusion=gated train.lr=3e-4")
+    one.add_argument("--resume", action="store_true", help="continue the run in its folder")
+    one.add_argument("--dry-run", action="store_true", help="say what would happen: shapes, parameters, memory, time")
+    one = command("evaluate", evaluate, "evaluate a checkpoint")
+    one.add_argument("checkpoint", help="its folder, or a Hub id")
+    one.add_argument("overrides", nargs="*", metavar="key=value", help="of data.… and evaluate.…, such as data.batch_size=1")
+    one.add_argument("--out", help="where to write; by default evaluation-SPLIT in the checkpoint's folder")
+    one.add_argument("--plugins", nargs="+", default=[], help="folders or packages that its parts may come from")
+    one = command("predict", predict, "answer for one row: mmkt predict CHECKPOINT --text … --image … --audio …")
+    one.add_argument("checkpoint", help="its folder, or a Hub id")
+    one.add_argument("--plugins", nargs="+", default=[], help="folders or packages that its parts may come from")
+    one = command("list", list_parts, "the parts of a room, or all rooms")
+    one.add_argument("room", nargs="?", help="encoders, fusion, heads, objectives, transfer, metrics, data/sources")
+    command("schema", schema, "JSON schema of experiment files, for editors", json_too=False)
+    data = commands.add_parser("data", help="prepare and check data").add_subparsers(required=True, metavar="COMMAND")
+    one = command("prepare", prepare, "make a source's manifest", data)
+    one.add_argument("source", help="see mmkt list data/sources")
+    one.add_argument("overrides", nargs="*", metavar="key=value", help="the source's settings")
+    one.add_argument("--from", dest="origin", help="the folder it reads")
+    one.add_argument("--out", help="the folder it writes; by default data/SOURCE")
+    one = command("check", check_data, "counts, balance, missing modalities, unreadable files, duplicates across splits", data)
+    one.add_argument("manifest")
+    one.add_argument("--labels", nargs="*", default=[], help="label columns")
+    one.add_argument("--no-content", action="store_true", help="open no media")
+    return top
+
+
+def train(options: argparse.Namespace) -> None:
+    from mmkt.config import read
+    from mmkt.experiment import Experiment
+
+    config = read(Experiment, options.config, options.overrides)
+    from mmkt import launch
+
+    found = launch.train(config, resume=options.resume, dry=options.dry_run)
+    if not options.dry_run:
+        _figures(found, options)
+    elif options.json:
+        print(json.dumps(found))
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    from mmkt import distributed, launch
+
+    rows, _, folder = launch.evaluate(options.checkpoint, options.overrides, plugins=options.plugins, out=options.out)
+    _figures(rows, options)
+    distributed.say(f"written: {folder}")
+
+
+def _figures(rows: Any, options: argparse.Namespace) -> None:
+    """Rows as a table on standard output, or with --json as one object."""
+    from rich.console import Console
+
+    from mmkt import distributed, report
+
+    if distributed.rank() == 0:
+        if options.json:
+            print(json.dumps(report.as_json(rows)))
+        else:
+            report.table(rows, Console())
+
+
+def predict(options: argparse.Namespace) -> None:
+    cells: dict[str, Any] = {}
+    words = list(options.rest)
+    while words:
+        flag = words.pop(0)
+        if not flag.startswith("--") or not words:
+            raise ValueError(f"give each modality as --NAME VALUE, found {flag!r}")
+        name, value = flag.removeprefix("--"), words.pop(0)
+        cells[name] = (
+            [cells[name], value] if isinstance(cells.get(name), str) else [*cells[name], value] if name in cells else value
+        )
+    if not cells:
+        raise ValueError("give one modality or more, such as --text 'Which digit is drawn?' --image digit.png --audio digit.wav")
+    from mmkt.model import Model
+
+    answer = Model.from_pretrained(options.checkpoint, options.plugins).predict([cells])[0]
+    if options.json:
+        print(json.dumps(answer))
+    else:
+        for task, found in answer.items():
+            print(f"{task}: {found['prediction']}" + (f" ({found['confidence']:.1%})" if "confidence" in found else ""))
+
+
+def list_parts(options: argparse.Namespace) -> None:
+    from mmkt.catalogue import catalogue, show
+
+    found = catalogue(options.room)
+    print(json.dumps(found)) if options.json else show(found)
+
+
+def schema(options: argparse.Namespace) -> None:
+    from mmkt.experiment import Experiment
+    from mmkt.parts import Parts
+    from mmkt.schema import schema as of
+
+    print(json.dumps(of(Experiment, Parts()), indent=2))
+
+
+def prepare(options: argparse.Namespace) -> None:
+    from mmkt.config import check, override
+    from mmkt.feed import prepare as make
+    from mmkt.parts import Parts
+    from mmkt.experiment import SourceOf
+
+    parts = Parts()
+    spec = check(SourceOf, {"source": override({"name": options.source}, options.overrides)}, parts).source
+    out = Path(options.out or f"data/{options.source}")
+    path = make(spec, out, Path(options.origin) if options.origin else None, parts)
+    print(json.dumps({"manifest": str(path)}) if options.json else path)
+
+
+def check_data(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from mmkt.data import check, manifest
+
+    table = manifest.read(options.manifest)
+    report = check.check(table, check.kinds(table), options.labels, content=not options.no_content)
+    if options.json:
+        print(json.dumps(report.as_dict()))
+    else:
+        check.render(report, Console())
+    if report.problems:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

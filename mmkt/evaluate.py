@@ -1,0 +1,110 @@
+"""From a model and rows to predictions, and from predictions to figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from mmkt import distributed
+from mmkt.feed import Feed
+from mmkt.learner import Learner
+from mmkt.model import Model
+from mmkt.parts import Parts
+from mmkt.types import Metric, Predictions
+
+Autocast = Callable[[], AbstractContextManager]
+
+
+def predict(
+    model: Model,
+    feed: Feed,
+    rows: np.ndarray,
+    *,
+    device: torch.device | str = "cpu",
+    autocast: Autocast = nullcontext,
+    advance: Callable[[int], object] = id,
+) -> Predictions:
+    """A model's answers to some rows, in row order, each row once whatever the batch size and the number of processes.
+
+    Args:
+        model: on ``device``; it is left in the mode it was in.
+        feed: the rows' manifest.
+        rows: row numbers.
+        device: to compute on.
+        autocast: makes the context of mixed precision.
+        advance: is told how many rows of this process are done.
+
+    Returns:
+        On every process, the whole.
+    """
+    training, found = model.training, []
+    model.eval()
+    try:
+        with torch.inference_mode(), autocast():
+            for batch in feed.evaluation(rows):
+                outputs = model(batch.to(device))
+                logits = {task: x.float().cpu() for task, x in outputs.logits.items()}
+                found.append((batch.row.numpy(), {m: p.numpy() for m, p in batch.present.items()}, logits))
+                advance(batch.size)
+    finally:
+        model.train(training)
+    parts = [part for every in distributed.everyone(found) for part in every]
+    order = np.argsort(np.concatenate([row for row, _, _ in parts]), kind="stable")
+    table = feed.manifest.table.select(["id", "split", "domain", "group"]).take(np.sort(rows))
+    columns: dict[str, Any] = {"row": np.sort(rows)} | {name: table[name] for name in table.column_names}
+    assert len(order) == len(rows), "a row was lost or doubled"
+    for m in model.modalities:
+        columns[f"has.{m}"] = np.concatenate([present[m] for _, present, _ in parts])[order]
+    for task, head in model.heads.items():
+        scores = torch.cat([x[task] for _, _, x in parts])[torch.from_numpy(order)]
+        column = feed.label_column(task)
+        known = column in feed.manifest.table.column_names
+        columns[f"{task}.label"] = feed.manifest.table[column].take(np.sort(rows)) if known else pa.nulls(len(rows))
+        columns |= {f"{task}.{name}": values for name, values in head.decode(scores).items()}
+        columns[f"{task}.logits"] = pa.array(list(scores.numpy()), pa.list_(pa.float32()))
+    tasks = {task: spec["name"] for task, spec in model.config.model.heads.items()} if model.config else {}
+    return Predictions(pa.table(columns), tasks, model.vocabularies)
+
+
+def judges(model: Model, extra: Mapping[str, Mapping[str, Any]], parts: Parts) -> dict[str, list[tuple[str, Metric]]]:
+    """By task, the metrics to judge it by: its head's own, with those of the config beside or in place of them."""
+    found: dict[str, list[tuple[str, Metric]]] = {}
+    for task, head in model.heads.items():
+        kind = type(head).__name__.lower()
+        own = {name: parts.find("metrics", name)() for name in head.metrics}
+        for name, spec in extra.items():
+            metric = parts.build("metrics", spec)
+            if kind in metric.heads:
+                own[name] = metric
+        found[task] = list(own.items())
+    return found
+
+
+def mean_loss(learner: Learner, feed: Feed, rows: np.ndarray, device: torch.device | str, autocast: Autocast) -> float:
+    """The weighted loss over some rows: each objective's mean over its items, and each term's over batches."""
+    training = learner.training
+    learner.eval()
+    weights = [learner.weights[name] for name in learner.active]
+    sums = torch.zeros(len(weights), 2, dtype=torch.float64)
+    terms, batches = 0.0, 0
+    try:
+        with torch.inference_mode(), autocast():
+            for batch in feed.evaluation(rows):
+                batch = batch.to(device)
+                outputs = learner.model(batch)
+                for k, (_, objective) in enumerate(learner.parts()):
+                    sums[k, 0] += objective(learner.model, batch, outputs).double().cpu()
+                    sums[k, 1] += objective.count(batch).cpu()
+                terms += sum(learner.terms.get(name, 1.0) * float(x) for name, x in outputs.terms.items())
+                batches += 1
+    finally:
+        learner.train(training)
+    total = distributed.total(torch.cat([sums.flatten(), torch.tensor([terms, batches], dtype=torch.float64)]))
+    pairs = total[:-2].view(-1, 2)
+    means = pairs[:, 0] / pairs[:, 1].clamp(min=1)
+    return float((means * torch.tensor(weights, dtype=torch.float64)).sum() + total[-2] / total[-1].clamp(min=1))

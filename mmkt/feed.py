@@ -1,0 +1,206 @@
+"""From a manifest to a model's batches: vocabularies, streams, loaders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mmkt import distributed
+from mmkt.checkpoint import read_json, write_json
+from mmkt.data import manifest as manifests
+from mmkt.data import media, sampling
+from mmkt.data.collate import Collate
+from mmkt.data.decode import Limits
+from mmkt.data.manifest import Manifest
+from mmkt.data.rows import Rows, labels
+from mmkt.experiment import Data, Experiment
+from mmkt.model import Model
+from mmkt.parts import ConfigError, Parts
+from mmkt.types import Batch
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers' threads and forked workers do not mix
+
+
+def prepare(spec: Mapping[str, Any], out: Path, origin: Path | None, parts: Parts) -> Path:
+    """Make a source's manifest in ``out``, and note beside it what it was made from. Returns its path."""
+    path = parts.build("data/sources", spec).prepare(out, origin)
+    write_json(out / "source.json", dict(spec))
+    return path
+
+
+def open_manifest(data: Data, seed: int, parts: Parts) -> Manifest:
+    """The manifest of a config, made from its source where it does not exist yet, with every row in a split.
+
+    Raises:
+        ManifestError: it can't be used, or was made from the source with other settings than the config's.
+    """
+    path = Path(data.manifest)
+    if data.source is not None:
+        if not path.exists() and distributed.rank() == 0:
+            distributed.say(f"making {path} ({data.source['name']})")
+            made = prepare(data.source, path.parent, Path(data.origin) if data.origin else None, parts)
+            if made != path:
+                raise ConfigError([("data.manifest", f"the source {data.source['name']} makes {made}, found {path}")])
+        distributed.wait()
+        note = path.parent / "source.json"
+        before = read_json(note) if note.is_file() else data.source
+        if before != data.source:
+            other = [f"{key}={before.get(key)!r}" for key in data.source if before.get(key) != data.source[key]]
+            raise ConfigError(
+                [("data.source", f"{path} was made with {', '.join(other)}: delete {path.parent}, or name another data.manifest")]
+            )
+    manifest = manifests.read(path)
+    if manifest.table["split"].null_count == len(manifest.table):
+        manifest = manifests.assign_splits(manifest, data.fractions, seed)
+    return manifest
+
+
+def learn_vocabularies(config: Experiment, manifest: Manifest, parts: Parts) -> dict[str, Any]:
+    """By task, what its head learns from the training split's labels."""
+    rows = manifests.rows_of(manifest, config.data.train)
+    found = {}
+    for task, spec in config.model.heads.items():
+        column = config.data.labels.get(task, task)
+        cells = manifests.column_of(manifest, column).take(rows).to_pylist()
+        values = [v for v in cells if v is not None and v == v]
+        try:
+            if not values:
+                raise ValueError(f"no row of the training split has a label in the column {column!r}")
+            found[task] = parts.find("heads", spec["name"]).learn(values)  # type: ignore[attr-defined]
+        except ValueError as error:
+            raise ConfigError([(f"model.heads.{task}", str(error))]) from error
+    return found
+
+
+class Feed:
+    """A manifest's rows as batches for one model.
+
+    Args:
+        manifest: with every row in a split.
+        model: whose processors make its inputs and whose heads read the labels.
+        data: the settings.
+        seed: of order, augmentation and modality dropout.
+    """
+
+    def __init__(self, manifest: Manifest, model: Model, data: Data, seed: int):
+        self.manifest, self.data, self.seed = manifest, data, seed
+        self.modalities = model.modalities
+        self.columns = {m: data.columns.get(m, m) for m in self.modalities}
+        self.processors = {m: encoder.processor() for m, encoder in model.encoders.items()}
+        self.limits = Limits(data.max_pixels, data.max_seconds, data.max_characters)
+        table = manifest.table
+        self.domains, self.domain = _codes(table["domain"].to_pylist())
+        self.groups, self.group = _codes(table["group"].to_pylist())
+        self.labels: dict[str, tuple[Tensor, Tensor]] = {}
+        for task, head in model.heads.items():
+            column, read = self.label_column(task), partial(head.label, vocabulary=head.vocabulary)
+            if column in table.column_names:
+                self.labels[task] = labels(manifest, column, read)
+            else:
+                self.labels[task] = torch.stack([read(None)] * len(table)), torch.zeros(len(table), dtype=torch.bool)
+        self.collate = Collate(self.modalities, self.processors, self.labels, self.domain, self.group)
+        unknown = [m for m in (*data.columns, *data.dropout) if m not in self.modalities]
+        if unknown:
+            raise ConfigError([("data", f"there is no modality {unknown[0]!r}; the model has {', '.join(self.modalities)}")])
+
+    def label_column(self, task: str) -> str:
+        """The manifest's column of a task's labels."""
+        return self.data.labels.get(task, task)
+
+    def rows(self, split: str) -> np.ndarray:
+        """Row numbers of a split."""
+        return manifests.rows_of(self.manifest, split)
+
+    def streams(self, quotas: Mapping[str, int] | None = None) -> list[sampling.Stream]:
+        """What a training batch is mixed from: ``data.streams``, or the training split.
+
+        Args:
+            quotas: a phase's own, by stream.
+        """
+        if not self.data.streams:
+            rows = self.rows(self.data.train)
+            return [sampling.Stream("train", rows, self.data.batch_size, self._weights(rows))]
+        unknown = [name for name in quotas or {} if name not in self.data.streams]
+        if unknown:
+            raise ConfigError([("transfer", f"there is no stream {unknown[0]!r}; allowed: {', '.join(self.data.streams)}")])
+        found = []
+        for name, stream in self.data.streams.items():
+            rows = self.rows(stream.split)
+            if stream.domain is not None:
+                if stream.domain not in self.domains:
+                    allowed = ", ".join(self.domains) or "none"
+                    raise ConfigError([(f"data.streams.{name}.domain", f"no row has {stream.domain!r}; there are {allowed}")])
+                rows = rows[self.domain.numpy()[rows] == self.domains.index(stream.domain)]
+            quota = (quotas or {}).get(name, stream.quota)
+            found.append(sampling.Stream(name, rows, quota, self._weights(rows)))
+        return found
+
+    def _weights(self, rows: np.ndarray) -> np.ndarray | None:
+        if self.data.balance is None:
+            return None
+        if self.data.balance not in self.labels:
+            raise ConfigError([("data.balance", f"there is no task {self.data.balance!r}; allowed: {', '.join(self.labels)}")])
+        column = manifests.column_of(self.manifest, self.label_column(self.data.balance))
+        return sampling.balanced(column.take(rows).to_pylist())
+
+    def _lengths(self) -> np.ndarray | None:
+        m = self.data.group_by_length
+        if m is None:
+            return None
+        if m not in self.modalities:
+            raise ConfigError([("data.group_by_length", f"there is no modality {m!r}; allowed: {', '.join(self.modalities)}")])
+        cells = manifests.column_of(self.manifest, self.columns[m]).to_pylist()
+        if self.processors[m].kind == "text":
+            return np.array([len(str(cell or "")) for cell in cells])
+        return np.array([media.size(cell, self.manifest.root) for cell in cells])
+
+    def training(
+        self, start: int, stop: int, views: Sequence[str] = (), quotas: Mapping[str, int] | None = None, pin: bool = False
+    ) -> Iterator[Batch]:
+        """This rank's share of the training batches ``start`` … ``stop``; which rows they hold depends on the number alone."""
+        sampler = sampling.TrainSampler(
+            self.streams(quotas),
+            seed=self.seed,
+            rank=distributed.rank(),
+            world=distributed.world_size(),
+            lengths=self._lengths(),
+            start=start,
+            stop=stop,
+        )
+        return iter(self._loader(self._rows(True, views), sampler, pin))
+
+    def evaluation(self, rows: np.ndarray, pin: bool = False) -> Iterator[Batch]:
+        """This rank's share of some rows, each once over all ranks."""
+        rank, world = distributed.rank(), distributed.world_size()
+        batches = sampling.evaluation(rows, max(1, self.data.batch_size // world), rank, world)
+        return iter(self._loader(self._rows(False), batches, pin))
+
+    def _rows(self, train: bool, views: Sequence[str] = ()) -> Rows:
+        return Rows(
+            self.manifest,
+            self.columns,
+            self.processors,
+            seed=self.seed,
+            train=train,
+            views=views,
+            dropout=self.data.dropout,
+            limits=self.limits,
+        )
+
+    def _loader(self, rows: Rows, batches: Any, pin: bool) -> DataLoader:
+        return DataLoader(rows, batch_sampler=batches, num_workers=self.data.workers, collate_fn=self.collate, pin_memory=pin)
+
+
+def _codes(names: Sequence[str | None]) -> tuple[list[str], Tensor]:
+    """Sorted distinct names, and each row's place among them (−1: unnamed)."""
+    known = sorted({name for name in names if name is not None})
+    place = {name: k for k, name in enumerate(known)}
+    return known, torch.tensor([place.get(name, -1) if name is not None else -1 for name in names])

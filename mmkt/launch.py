@@ -1,0 +1,135 @@
+"""What the commands do: an experiment trained, a checkpoint evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import Progress
+
+from mmkt import checkpoint, distributed, report
+from mmkt.card import model_card
+from mmkt.config import check, override
+from mmkt.data.manifest import Manifest, fingerprint
+from mmkt.dry_run import dry_run
+from mmkt.evaluate import judges, predict
+from mmkt.experiment import Experiment
+from mmkt.feed import Feed, learn_vocabularies, open_manifest
+from mmkt.learner import Learner
+from mmkt.model import Model
+from mmkt.parts import ConfigError, Parts
+from mmkt.run import Run, environment
+from mmkt.score import About, score
+from mmkt.train import fit, steps_of
+from mmkt.types import Predictions, Row
+
+
+class Setup(NamedTuple):
+    """An experiment, built."""
+
+    manifest: Manifest
+    learner: Learner
+    feed: Feed
+    parts: Parts
+
+
+def build(config: Experiment) -> Setup:
+    """Manifest, vocabularies, model, objectives, feed; weights are drawn from the config's seed."""
+    parts = Parts(config.plugins)
+    manifest = open_manifest(config.data, config.seed, parts)
+    vocabularies = learn_vocabularies(config, manifest, parts)
+    torch.manual_seed(config.seed)
+    model = Model.from_config(config, vocabularies, config.plugins)
+    feed = Feed(manifest, model, config.data, config.seed)
+    return Setup(manifest, Learner.from_config(config, model, feed.domains, config.plugins), feed, parts)
+
+
+def train(config: Experiment, *, resume: bool = False, dry: bool = False) -> list[Row] | dict[str, Any]:
+    """Train, evaluate the best checkpoint on ``evaluate.split``, and write its card.
+
+    Args:
+        config: the experiment.
+        resume: continue the run in its folder.
+        dry: only say what would happen; the return value is that, as plain data.
+    """
+    accelerator = Accelerator(mixed_precision=config.train.precision, log_with=list(config.trackers), project_dir=config.run)
+    console = Console(stderr=True)
+    setup = build(config)
+    transfer = setup.parts.build("transfer", config.transfer)
+    if dry:
+        plan = transfer.phases(setup.learner, steps_of(config.train, setup.feed))
+        return dry_run(setup.learner, setup.feed, plan, config.train, console, accelerator.device)
+    run = Run(config.run, config, fingerprint(setup.manifest), resume=resume)
+    if config.trackers:
+        accelerator.init_trackers("tensorboard")
+    speed = fit(setup.learner, setup.feed, transfer, run, accelerator, config.train, seed=config.seed, resumed=resume)
+    if speed.steps:
+        share = speed.data / speed.total
+        distributed.say(f"{speed.steps} steps in {speed.total:.0f} s, {share:.1%} of it waiting for data; best: {run.best}")
+    model = setup.learner.model
+    rows, predictions = _figures(model, setup.feed, setup.parts, accelerator, run.folder.name)
+    if distributed.rank() == 0:
+        facts = environment() | {"data": fingerprint(setup.manifest)}
+        (run.best / "README.md").write_text(model_card(model, rows, facts), encoding="utf-8")
+        write_figures(run.best / f"evaluation-{config.evaluate.split}", rows, predictions)
+    accelerator.end_training()
+    return rows
+
+
+def evaluate(
+    path: str, overrides: Sequence[str] = (), *, plugins: Sequence[str] = (), out: str | None = None
+) -> tuple[list[Row], Predictions, Path]:
+    """Figures and predictions of a checkpoint.
+
+    Args:
+        path: a checkpoint's folder, or a Hub id.
+        overrides: of ``data`` and ``evaluate`` (``data.manifest=other.csv``, ``evaluate.split=validation``).
+        plugins: folders or packages that the checkpoint's parts may come from.
+        out: where to write; by default ``evaluation-SPLIT`` in the checkpoint's folder.
+    """
+    accelerator = Accelerator()
+    model = Model.from_pretrained(path, plugins).to(accelerator.device)
+    assert model.config is not None
+    fixed = [text for text in overrides if text.split(".")[0] not in ("data", "evaluate")]
+    if fixed:
+        raise ConfigError([(fixed[0].partition("=")[0], "is fixed in a checkpoint; data.… and evaluate.… can be set")])
+    parts = Parts(plugins)
+    config = check(Experiment, override(model.config.settings(), overrides), parts)
+    model.config = config
+    feed = Feed(open_manifest(config.data, config.seed, parts), model, config.data, config.seed)
+    rows, predictions = _figures(model, feed, parts, accelerator, Path(path).name)
+    folder = Path(out) if out else Path(path) / f"evaluation-{config.evaluate.split}"
+    if distributed.rank() == 0:
+        write_figures(folder, rows, predictions)
+    distributed.wait()
+    return rows, predictions, folder
+
+
+def _figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator, name: str) -> tuple[list[Row], Predictions]:
+    """Predictions on ``evaluate.split`` and their figures."""
+    config = model.config
+    assert config is not None
+    settings = config.evaluate
+    console = Console(stderr=True)
+    chosen = feed.rows(settings.split)
+    quiet = distributed.rank() != 0 or not console.is_terminal
+    with Progress(*Progress.get_default_columns(), console=console, disable=quiet, transient=True) as bar:
+        task = bar.add_task(f"evaluating {settings.split}", total=len(chosen) // distributed.world_size())
+        advance = partial(bar.advance, task)
+        predictions = predict(model, feed, chosen, device=accelerator.device, autocast=accelerator.autocast, advance=advance)
+    about = About(name, "", config.seed, settings.split, "+".join(sorted(model.modalities)), "clean")
+    metrics = judges(model, settings.metrics, parts)
+    return score(predictions, metrics, about=about, resamples=settings.resamples) if metrics else [], predictions
+
+
+def write_figures(folder: Path, rows: Sequence[Row], predictions: Predictions) -> None:
+    """``metrics.jsonl`` and ``predictions.parquet``, in place of what was there."""
+    with checkpoint.atomic(folder) as new:
+        report.append(rows, new / "metrics.jsonl")
+        pq.write_table(predictions.table, new / "predictions.parquet")

@@ -1,0 +1,118 @@
+"""The state to resume from: safetensors and JSON, no pickle. Frozen pretrained weights are referred to by their hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmkt import checkpoint, distributed
+from mmkt.learner import Learner
+
+
+@dataclass
+class Progress:
+    """Where training stands."""
+
+    phase: int = 0
+    step: int = 0  # of the phase
+    total: int = 0  # of all phases
+    best: float | None = None
+    best_step: int = 0
+    waited: int = 0  # evaluations since the best one
+    done: bool = False
+
+
+def save(folder: Path, learner: Learner, optimizer: Any, scaler: Any, progress: Progress, frozen: Collection[str]) -> None:
+    """Write the state (rank 0 writes, all take part).
+
+    Args:
+        folder: takes its place in one step.
+        learner: unwrapped.
+        optimizer: of the phase at hand; its groups carry ``names``.
+        scaler: of fp16, or None.
+        progress: where training stands.
+        frozen: names of parameters that no phase trains: kept as a hash.
+    """
+    generators = distributed.everyone(_generators())
+    if distributed.rank() == 0:
+        with checkpoint.atomic(folder) as new:
+            kept = {name: x for name, x in learner.state_dict().items() if name.removeprefix("model.") not in frozen}
+            checkpoint.write_tensors(new / "learner.safetensors", kept)
+            checkpoint.write_tensors(new / "optimizer.safetensors", _moments(optimizer))
+            checkpoint.write_tensors(
+                new / "generators.safetensors",
+                {f"{rank}/{name}": x for rank, states in enumerate(generators) for name, x in states.items()},
+            )
+            state = {"progress": asdict(progress), "frozen": digest(learner, frozen)}
+            checkpoint.write_json(new / "state.json", state | {"scaler": scaler.state_dict() if scaler else None})
+    distributed.wait()
+
+
+def load_learner(folder: Path, learner: Learner, frozen: Collection[str]) -> Progress:
+    """Restore weights and say where training stood.
+
+    Raises:
+        CheckpointError: the state is damaged, or the frozen weights are not those it was saved with.
+    """
+    state = checkpoint.read_json(folder / "state.json")
+    if state["frozen"] != digest(learner, frozen):
+        raise checkpoint.CheckpointError(f"the frozen pretrained weights are not those that {folder} was trained with")
+    own = learner.state_dict()
+    optional = frozenset(name for name in own if name.removeprefix("model.") in frozen)
+    path = folder / "learner.safetensors"
+    checkpoint.load_strict(learner, checkpoint.read_tensors(path), path, optional)
+    return Progress(**state["progress"])
+
+
+def load_optimizer(folder: Path, optimizer: Any, scaler: Any) -> None:
+    """Restore the optimiser's moments and the scaler."""
+    tensors = checkpoint.read_tensors(folder / "optimizer.safetensors")
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"]):
+            moments = {key.rpartition("/")[2]: x for key, x in tensors.items() if key.rpartition("/")[0] == name}
+            # AdamW keeps its step counter on the CPU
+            optimizer.state[parameter] = {k: x if k == "step" else x.to(parameter.device) for k, x in moments.items()}
+    state = checkpoint.read_json(folder / "state.json")
+    if scaler and state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
+
+
+def load_generators(folder: Path) -> None:
+    """Restore this rank's random generators; a rank that was not there keeps what it was seeded with."""
+    states = checkpoint.read_tensors(folder / "generators.safetensors")
+    own = f"{distributed.rank()}/"
+    if f"{own}cpu" in states:
+        torch.set_rng_state(states[f"{own}cpu"])
+        if f"{own}cuda" in states and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states[f"{own}cuda"])
+
+
+def digest(learner: Learner, names: Collection[str]) -> str:
+    """SHA-256 over named parameters."""
+    named, found = learner.named(), hashlib.sha256()
+    for name in sorted(names):
+        found.update(name.encode())
+        found.update(named[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _moments(optimizer: Any) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": value
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"])
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def _generators() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states

@@ -1,0 +1,107 @@
+"""A run's folder: what it was started with, its log, its checkpoints. It is never overwritten in silence."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mmkt import distributed
+from mmkt.checkpoint import CheckpointError, read_json, settle, write_json
+from mmkt.config import dump
+from mmkt.experiment import Experiment
+
+PACKAGES = ("mmkt", "torch", "torchaudio", "torchvision", "transformers", "timm", "accelerate", "pyarrow", "numpy")
+
+
+class Run:
+    """``FOLDER/{config.json, environment.json, metrics.jsonl, best/, last/, tensorboard/}``.
+
+    Args:
+        folder: where it is.
+        config: the resolved experiment.
+        fingerprint: of the manifest.
+        resume: continue what is there; otherwise the folder has to be new or empty.
+
+    Raises:
+        CheckpointError: the folder has something and ``resume`` is off; or it is resumed with other settings or data.
+    """
+
+    def __init__(self, folder: Path | str, config: Experiment, fingerprint: str, *, resume: bool = False):
+        self.folder = Path(folder)
+        problem = distributed.from_first(self._problem(config, fingerprint, resume))
+        if problem:
+            raise CheckpointError(problem)
+        if distributed.rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / "config.json").exists():
+                (self.folder / "config.json").write_text(dump(config), encoding="utf-8")
+            write_json(self.folder / "environment.json", environment() | {"seed": config.seed, "data": fingerprint})
+        distributed.wait()
+
+    def _problem(self, config: Experiment, fingerprint: str, resume: bool) -> str | None:
+        if not self.folder.exists() or not any(self.folder.iterdir()):
+            return f"there is no run to resume in {self.folder}" if resume else None
+        if not resume:
+            return f"{self.folder} has a run already: --resume continues it, run=OTHER starts another, or delete the folder"
+        before = read_json(self.folder / "config.json")
+        changed = [name for name, value in _flat(json.loads(dump(config))).items() if _flat(before).get(name) != value]
+        if changed:
+            return f"{self.folder} was started with another {', '.join(changed[:5])}: resume it unchanged, or give run=OTHER"
+        if read_json(self.folder / "environment.json")["data"] != fingerprint:
+            return f"the manifest has changed since {self.folder} was started: give run=OTHER"
+        return None
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint that validation chose."""
+        return settle(self.folder / "best")
+
+    @property
+    def last(self) -> Path:
+        """The state to resume from."""
+        return settle(self.folder / "last")
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl (rank 0)."""
+        if distributed.rank() == 0:
+            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop what was logged after a step that training continues from (rank 0)."""
+        path = self.folder / "metrics.jsonl"
+        if distributed.rank() == 0 and path.exists():
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _step(line: str) -> float:
+    """The step of a log line; a line that a kill cut short counts as late."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return float("inf")
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{path}.{key}" if path else key).items()}
+    return {path: value}
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine, git state and command line."""
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    state = {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    machine = {"python": platform.python_version(), "machine": platform.platform(), "processes": distributed.world_size()}
+    return {"versions": versions, "git": state, **machine, "command": sys.argv}

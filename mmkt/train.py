@@ -1,0 +1,212 @@
+"""The loop. Adding a part never edits it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from mmkt import checkpoint, distributed, optim, resume
+from mmkt.evaluate import judges, mean_loss, predict
+from mmkt.experiment import Train
+from mmkt.feed import Feed
+from mmkt.learner import Learner
+from mmkt.parts import ConfigError, Parts
+from mmkt.resume import Progress
+from mmkt.run import Run
+from mmkt.score import About, score
+from mmkt.telemetry import Meter, Speed, TrainingError, Watch, better
+from mmkt.types import Batch, Phase, Transfer
+
+
+def fit(
+    learner: Learner,
+    feed: Feed,
+    transfer: Transfer,
+    run: Run,
+    accelerator: Accelerator,
+    train: Train,
+    *,
+    seed: int = 0,
+    resumed: bool = False,
+) -> Speed:
+    """Train, and leave the best checkpoint (by validation) in the learner and in the run's ``best/``.
+
+    Args:
+        learner: what is trained.
+        feed: its rows.
+        transfer: which phases there are.
+        run: the folder.
+        accelerator: the processes, the precision, the trackers.
+        train: the loop's settings.
+        seed: of dropout; order and augmentation have the feed's.
+        resumed: continue from the run's last saved step.
+
+    Raises:
+        TrainingError: the loss is not finite, or what trains is reached by no objective.
+    """
+    learner.to(accelerator.device)
+    torch.manual_seed(seed + distributed.rank())  # dropout differs by rank
+    loop = _Loop(learner, feed, transfer.phases(learner, steps_of(train, feed)), run, accelerator, train, resumed)
+    with loop.watch:
+        while loop.at.phase < len(loop.plan) and not loop.at.done:
+            loop.phase(loop.plan[loop.at.phase])
+    if distributed.rank() == 0 and not run.best.exists():  # nothing was selected on: the last step it is
+        learner.model.save_pretrained(run.best)
+    distributed.wait()
+    tensors = checkpoint.read_tensors(run.best / "model.safetensors")
+    checkpoint.load_strict(learner.model, tensors, run.best / "model.safetensors")
+    return loop.meter.speed()
+
+
+def steps_of(train: Train, feed: Feed) -> int:
+    """Optimiser steps: ``train.steps``, or what ``train.epochs`` passes over the streams' rows take."""
+    if (train.steps is None) == (train.epochs is None):
+        raise ConfigError([("train", "give either train.steps or train.epochs")])
+    if train.steps is not None:
+        return train.steps
+    streams = feed.streams()
+    return math.ceil(train.epochs * max(len(s.rows) / s.quota for s in streams if s.quota) / train.accumulate)  # type: ignore[operator]
+
+
+class _Loop:
+    """What a phase and a step share."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        feed: Feed,
+        plan: list[Phase],
+        run: Run,
+        accelerator: Accelerator,
+        train: Train,
+        resumed: bool,
+    ):
+        self.learner, self.feed, self.plan, self.run, self.accelerator, self.train = learner, feed, plan, run, accelerator, train
+        self.total = sum(phase.steps for phase in plan)
+        epoch = max(1, round(self.total / train.epochs)) if train.epochs else max(1, self.total // 10)
+        self.per_evaluation = train.evaluate_every or epoch
+        self.per_save = train.save_every or self.per_evaluation
+        self.validation = feed.rows(feed.data.validation) if feed.data.validation else None
+        # what no phase trains is not saved with every state, only its hash
+        self.frozen = set(learner.named()).difference(*(learner.trained_in(phase) for phase in plan))
+        self.at, self.resumed = Progress(), resumed
+        if resumed:
+            self.at = resume.load_learner(run.last, learner, self.frozen)
+            run.rewind(self.at.total)
+        self.meter, self.watch = Meter(learner, run, accelerator), Watch(self.total, self.at.total)
+
+    def phase(self, phase: Phase) -> None:
+        """One phase: what trains, its optimiser, its steps."""
+        at, train = self.at, self.train
+        trains = self.learner.begin(phase)
+        if train.accumulate > 1 and any(objective.contrasts for _, objective in self.learner.parts()):
+            raise ConfigError([("train.accumulate", "contrastive objectives compare the rows of a batch: raise data.batch_size")])
+        self._refuse_unreached(phase)
+        optimizer = torch.optim.AdamW(optim.groups(trains, train.lr, train.weight_decay, phase.lr), betas=train.betas)
+        wrapped, optimizer = self.accelerator.prepare(self.learner, optimizer)
+        if self.resumed:
+            resume.load_generators(self.run.last)
+            if at.step:
+                resume.load_optimizer(self.run.last, optimizer, self.accelerator.scaler)
+            self.resumed = False
+        batches = self._batches(phase, at.step, phase.steps)
+        while at.step < phase.steps and not at.done:
+            self.step(phase, wrapped, optimizer, batches, list(trains.values()))
+            at.step, at.total = at.step + 1, at.total + 1
+            self._after(phase, optimizer)
+        self.accelerator.free_memory()
+        self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        at.phase, at.step = at.phase + 1, 0
+
+    def step(self, phase: Phase, wrapped: Any, optimizer: Any, batches: Iterator[Batch], trains: list) -> None:
+        """One step: gather the batches, count what the objectives speak for, differentiate, move."""
+        learner, at = self.learner, self.at
+        group = self.meter.take(batches, self.train.accumulate)
+        for _, objective in learner.parts():
+            group = [objective.craft(learner, batch) for batch in group]
+        counts = learner.counts(group)
+        optim.set_rate(optimizer, optim.factor(at.step, phase.steps, self.train.schedule, self.train.warmup))
+        for k, batch in enumerate(group):
+            with nullcontext() if k == len(group) - 1 else self.accelerator.no_sync(wrapped):
+                loss, means = wrapped(batch, counts, 1 / len(group))
+                self.accelerator.backward(loss)
+            self.meter.add(at.total, batch, loss, means)
+        for _, objective in learner.parts():
+            objective.graded(learner)
+        self.norm = self.accelerator.clip_grad_norm_(trains, self.train.clip) if self.train.clip else None
+        optimizer.step()
+        optimizer.zero_grad()
+        for _, objective in learner.parts():
+            objective.stepped(learner, (at.step + 1) / phase.steps)
+
+    def _batches(self, phase: Phase, start: int, stop: int) -> Iterator[Batch]:
+        """This rank's batches of the phase's steps ``start`` … ``stop``."""
+        first = sum(p.steps for p in self.plan[: self.at.phase])
+        views = sorted({view for _, objective in self.learner.parts() for view in objective.needs})
+        span = [(first + step) * self.train.accumulate for step in (start, stop)]
+        return self.feed.training(span[0], span[1], views, phase.streams, pin=self.accelerator.device.type == "cuda")
+
+    def _refuse_unreached(self, phase: Phase) -> None:
+        batch = next(self._batches(phase, self.at.step, min(self.at.step + 1, phase.steps))).to(self.accelerator.device)
+        missed = self.learner.unreached(batch)
+        if missed:
+            tops = sorted({".".join(name.split(".")[:2]) for name in missed})
+            raise TrainingError(
+                f"{len(missed)} parameters train in the phase {phase.name!r}, but no objective reaches them: {', '.join(tops)} "
+                f"({missed[0]} is one). Freeze them (transfer.frozen), or add an objective that they serve"
+            )
+
+    def _after(self, phase: Phase, optimizer: Any) -> None:
+        """After a step: log, evaluate, keep the best, save."""
+        at, last = self.at, self.at.step == phase.steps
+        evaluates, saves = at.total % self.per_evaluation == 0 or last, at.total % self.per_save == 0 or last
+        if at.total % self.train.log_every and not evaluates and not saves:
+            return
+        self.watch.show(at.total, self.meter.flush(at.total, optimizer.param_groups[0]["lr"], self.norm))
+        paused = self.meter.pause()
+        if evaluates and self.validation is not None:
+            self._evaluate()
+        if saves:
+            state = replace(at, phase=at.phase + 1, step=0) if last else at
+            resume.save(self.run.last, self.learner, optimizer, self.accelerator.scaler, state, self.frozen)
+        self.meter.resume(paused)
+
+    def _evaluate(self) -> None:
+        at, patience = self.at, self.train.patience
+        name, value, higher = self._measure()
+        value = distributed.from_first(value)
+        self.run.log({"step": at.total, f"validation/{name}": value})
+        self.accelerator.log({f"validation/{name}": value}, step=at.total)
+        best = better(value, at.best, higher)
+        self.watch.evaluated(at.total, self.total, f"validation {name}", value, best)
+        if best:
+            at.best, at.best_step, at.waited = value, at.total, 0
+            if distributed.rank() == 0:
+                self.learner.model.save_pretrained(self.run.best)
+            distributed.wait()
+        else:
+            at.waited += 1
+            at.done = patience is not None and at.waited >= patience
+
+    def _measure(self) -> tuple[str, float, bool]:
+        """What the best checkpoint is chosen by, on validation: name, value, whether higher is better."""
+        model, feed, device = self.learner.model, self.feed, self.accelerator.device
+        tasks = {task: head.metrics[0] for task, head in model.heads.items()}
+        select = self.train.select or (f"{next(iter(tasks))}/{tasks[next(iter(tasks))]}" if tasks else "loss")
+        if select == "loss":
+            return select, mean_loss(self.learner, feed, self.validation, device, self.accelerator.autocast), False  # type: ignore[arg-type]
+        task, _, name = select.partition("/")
+        chosen = [(n, m) for n, m in judges(model, {}, Parts()).get(task, []) if n == name]
+        if not chosen:
+            allowed = ", ".join(["loss"] + [f"{t}/{n}" for t, pairs in judges(model, {}, Parts()).items() for n, _ in pairs])
+            raise ConfigError([("train.select", f"there is no {select!r}; allowed: {allowed}")])
+        predictions = predict(model, feed, self.validation, device=device, autocast=self.accelerator.autocast)  # type: ignore[arg-type]
+        rows = score(predictions, {task: chosen}, about=About(), resamples=0)
+        value = next(row.value for row in rows if row.group == "all")
+        return select, value, chosen[0][1].higher_is_better
