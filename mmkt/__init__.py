@@ -1,7 +1,7 @@
 """mmkt: multimodal knowledge transfer.
 
-``mmkt.load(path).predict([...])`` answers with a checkpoint; ``mmkt.train(config)`` and ``mmkt.evaluate(path)`` are the
-commands of the same names; ``mmkt.fit`` is the loop.
+``mmkt.load(path).predict([...])`` answers with a checkpoint; ``mmkt.launch.train(mmkt.read(mmkt.Experiment, file))`` and
+``mmkt.launch.evaluate(path)`` are the commands of the same names; ``mmkt.fit`` is the loop alone.
 """
 
 from importlib import import_module
@@ -14,9 +14,6 @@ _PUBLIC = {
     "Feed": "mmkt.feed",
     "fit": "mmkt.train",
     "predict": "mmkt.evaluate",
-    "score": "mmkt.score",
-    "train": "mmkt.launch",
-    "evaluate": "mmkt.launch",
     "read": "mmkt.config",
     "Experiment": "mmkt.experiment",
 }

@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def train(options: argparse.Namespace) -> None:
+    """Train and evaluate."""
     from mmkt.config import read
     from mmkt.experiment import Experiment
 
@@ -97,6 +98,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
+    """Evaluate a checkpoint."""
     from mmkt import distributed, launch
 
     rows, _, folder = launch.evaluate(options.checkpoint, options.overrides, plugins=options.plugins, out=options.out)
@@ -118,6 +120,7 @@ def _figures(rows: Any, options: argparse.Namespace) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
+    """Answer for one row; the options that are left over are its modalities."""
     cells: dict[str, Any] = {}
     words = list(options.rest)
     while words:
@@ -141,13 +144,15 @@ def predict(options: argparse.Namespace) -> None:
 
 
 def list_parts(options: argparse.Namespace) -> None:
+    """Show parts."""
     from mmkt.catalogue import catalogue, show
 
     found = catalogue(options.room)
     print(json.dumps(found)) if options.json else show(found)
 
 
-def schema(options: argparse.Namespace) -> None:
+def schema(_: argparse.Namespace) -> None:
+    """Print the JSON schema."""
     from mmkt.experiment import Experiment
     from mmkt.parts import Parts
     from mmkt.schema import schema as of
@@ -156,10 +161,11 @@ def schema(options: argparse.Namespace) -> None:
 
 
 def prepare(options: argparse.Namespace) -> None:
+    """Make a source's manifest."""
     from mmkt.config import check, override
+    from mmkt.experiment import SourceOf
     from mmkt.feed import prepare as make
     from mmkt.parts import Parts
-    from mmkt.experiment import SourceOf
 
     parts = Parts()
     spec = check(SourceOf, {"source": override({"name": options.source}, options.overrides)}, parts).source
@@ -169,6 +175,7 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def check_data(options: argparse.Namespace) -> None:
+    """Check a manifest; exit 1 where it has problems."""
     from rich.console import Console
 
     from mmkt.data import check, manifest
