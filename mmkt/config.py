@@ -7,6 +7,7 @@ inner workings. Importing it imports no torch; checking a part imports that part
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import re
@@ -222,6 +223,7 @@ def _renamed(data: dict[str, Any]) -> dict[str, Any]:
     number = data.get("format", FORMAT)
     if not isinstance(number, int) or not 1 <= number <= FORMAT:
         raise ConfigError([("format", f"this mmkt reads formats 1 to {FORMAT}, found {number!r}; install a newer mmkt")])
+    data = copy.deepcopy(data)
     for since, old, new in RENAMES:
         *folders, leaf = old.split(".")
         place: Any = data

@@ -72,7 +72,7 @@ def aligned(folder: Path, world: int) -> None:
     if world > 1:
         dist.init_process_group("gloo")
     torch.manual_seed(0)
-    every = {m: torch.randn(8, 5) for m in ("a", "b", "c")}
+    every = {m: torch.randn(8, 5, dtype=torch.float64) for m in ("a", "b", "c")}
     there = {m: torch.rand(8) > 0.3 for m in every}
     rank = distributed.rank()
     mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
@@ -80,7 +80,7 @@ def aligned(folder: Path, world: int) -> None:
     present = {m: p[mine] for m, p in there.items()}
     row = torch.arange(8)[mine]
     batch = Batch({}, present, {}, {}, {}, row, row, row, row)
-    objective = Align(5, list(every), {}, [])
+    objective = Align(5, list(every), {}, []).double()
     encoded = {m: Encoded.of(x, present[m]) for m, x in leaves.items()}
     total = objective(None, batch, Outputs(encoded, encoded["a"], {}, {}, {}))
     total.backward()

@@ -121,8 +121,8 @@ def kinds(manifest: Manifest, texts: Iterable[str] = ()) -> dict[str, str]:
         if name in texts or name.rstrip("_0123456789") in TEXTS:
             found[name] = "text"
             continue
-        for chunk in manifest.table[name].drop_null().slice(0, 20):
-            if kind := _kind(chunk.as_py()):
+        for cell in manifest.table[name].drop_null().slice(0, 20):
+            if kind := _kind(cell.as_py()):
                 found[name] = kind
                 break
     return found

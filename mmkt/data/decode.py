@@ -56,18 +56,13 @@ def image(data: bytes, limits: Limits = USUAL) -> Image.Image:
     """
     with _strict(limits):
         try:
-            with Image.open(io.BytesIO(data)) as opened:
-                _measure(opened, limits)
-                opened.load()
-                return _rgb(opened)
-        except DecodeError:
-            raise
+            opened = Image.open(io.BytesIO(data))
         except Image.UnidentifiedImageError:
             raise DecodeError(f"no image format that Pillow reads ({len(data)} bytes, starting {data[:8]!r})") from None
-        except (Image.DecompressionBombError, Warning) as error:
-            raise DecodeError(f"the image is refused: {error}") from None
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:  # what Pillow's plugins raise on damaged files
-            raise DecodeError(f"the image is truncated or damaged: {error}") from None
+        with opened:
+            _measure(opened, limits)
+            opened.load()
+            return _rgb(opened)
 
 
 def picture(value: Any, limits: Limits = USUAL) -> Image.Image:
@@ -85,8 +80,9 @@ def picture(value: Any, limits: Limits = USUAL) -> Image.Image:
         if isinstance(value, Tensor):
             value = value.detach().cpu().movedim(0, -1).numpy() if value.ndim == 3 else value.detach().cpu().numpy()
         value = _from_array(np.asarray(value))
-    _measure(value, limits)
-    return _rgb(value)
+    with _strict(limits):
+        _measure(value, limits)
+        return _rgb(value)
 
 
 def audio(data: bytes, rate: int | None, limits: Limits = USUAL) -> Tensor:
@@ -151,7 +147,7 @@ def _time(frames: int, rate: int, limits: Limits) -> None:
 
 @contextmanager
 def _strict(limits: Limits) -> Iterator[None]:
-    """Pillow with our pixel limit, its warnings as errors, and never half a picture."""
+    """Pillow with our pixel limit, its warnings as errors, never half a picture, and all that it raises as DecodeError."""
     before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -159,6 +155,12 @@ def _strict(limits: Limits) -> Iterator[None]:
             # Pillow has its own limit on opening, and formats with several pictures check it again
             Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = limits.pixels, False
             yield
+        except DecodeError:
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise DecodeError(f"too many pixels, the limit is {limits.pixels:,}: raise limits.pixels ({error})") from None
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError, Warning) as error:  # Pillow's plugins on damaged files
+            raise DecodeError(f"the image is truncated or damaged: {error}") from None
         finally:
             Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 

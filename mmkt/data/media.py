@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -35,7 +37,7 @@ def fetch(cell: Any, root: str | Path) -> bytes:
         return archive.read(member)
     except OSError as error:
         raise MediaError(f"cannot read the file {Path(root, cell)}: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, unknown compression
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
         raise MediaError(f"cannot read {cell} in {root}: {error}") from None
 
 

@@ -51,7 +51,7 @@ class Align(Objective):
     def forward(self, model: Model, batch: Batch, outputs: Outputs) -> Tensor:
         """Sum over this rank's rows and the pairs, ()."""
         scale = self.log_scale.clamp(max=math.log(100)).exp()
-        z = {m: F.normalize(outputs.encoded[m].pooled.float(), dim=1) for pair in self.pairs for m in pair}
+        z = {m: F.normalize(_full(outputs.encoded[m].pooled), dim=1) for pair in self.pairs for m in pair}
         loss = sum((x.sum() for x in z.values()), start=scale.sum()) * 0.0  # connected even when no row has two
         every = {m: gather(x) for m, x in z.items()}
         here = torch.arange(batch.size, device=loss.device) + (rank() * batch.size if world_size() > 1 else 0)
@@ -68,6 +68,11 @@ class Align(Objective):
     def count(self, batch: Batch) -> Tensor:
         """Rows that have both of a pair, over the pairs."""
         return sum((batch.present[a] & batch.present[b]).sum() for a, b in self.pairs)  # type: ignore[return-value]
+
+
+def _full(x: Tensor) -> Tensor:
+    """At least single precision, under autocast too."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _gather_mask(mask: Tensor) -> Tensor:

@@ -1,0 +1,60 @@
+"""A module imports only from lower floors, and rooms on one floor never import each other."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+HOME = Path(__file__).parent.parent / "mmkt"
+FLOORS = [
+    ["types", "parts", "distributed"],
+    ["config", "catalogue"],
+    ["experiment", "schema", "pretrained", "checkpoint"],
+    ["layers"],
+    ["data", "encoders", "fusion", "heads", "objectives", "transfer", "metrics"],
+    ["space", "score", "report"],
+    ["model"],
+    ["feed", "learner", "card"],
+    ["optim", "run", "resume", "evaluate"],
+    ["telemetry", "dry_run"],
+    ["train"],
+    ["launch"],
+    ["cli"],
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """Rooms of mmkt that a module imports, names under TYPE_CHECKING left out."""
+    guarded = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in guarded or not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("mmkt"):
+            continue
+        parts = node.module.split(".")
+        found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names if alias.name != "__version__"}
+    return found
+
+
+def wrong(room: str, tree: ast.Module) -> list[str]:
+    return [other for other in imports(tree) if other != room and FLOOR[other] >= FLOOR[room]]
+
+
+@pytest.mark.parametrize("file", sorted(HOME.rglob("*.py")), ids=lambda f: str(f.relative_to(HOME)))
+def test_floors(file):
+    room = file.relative_to(HOME).parts[0].removesuffix(".py")
+    if room != "__init__":
+        assert not wrong(room, ast.parse(file.read_text()))
+
+
+def test_the_check_can_fail():
+    assert wrong("fusion", ast.parse("from mmkt.heads.classify import Classify")) == ["heads"]
+    assert wrong("layers", ast.parse("def f():\n    from mmkt import train")) == ["train"]
+    assert not wrong("fusion", ast.parse("if TYPE_CHECKING:\n    from mmkt.model import Model"))

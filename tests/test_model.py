@@ -1,0 +1,315 @@
+"""Space, model, fusions: missing ≡ absent, rows don't mix, nothing leaks, checkpoints are strict."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils import _pytree as pytree
+
+import mmkt
+from mmkt.checkpoint import CheckpointError, atomic, settle
+from mmkt.config import ConfigError, check
+from mmkt.experiment import Experiment
+from mmkt.launch import build
+from mmkt.model import Model, matches
+from mmkt.parts import Parts
+from mmkt.space import SharedSpace, join
+from mmkt.types import Encoded
+
+FUSIONS = sorted(Parts().files("fusion"))
+
+
+@pytest.fixture(scope="module")
+def built(tiny_manifest, tiny_bert, tmp_path_factory):
+    from conftest import settings
+
+    data = settings(tiny_manifest, tiny_bert, tmp_path_factory.mktemp("run"))
+    made = {}
+    for fusion in FUSIONS:
+        data["model"]["fusion"] = fusion
+        made[fusion] = build(check(Experiment, data, Parts()))
+    return made
+
+
+def encoded(rows: int, length: int, width: int, seed: int) -> Encoded:
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.arange(length)[None] < torch.randint(1, length + 1, (rows, 1), generator=generator)
+    tokens = torch.randn(rows, length, width, generator=generator) * mask[..., None]
+    return Encoded(
+        tokens,
+        mask,
+        torch.randn(rows, width, generator=generator),
+        (torch.rand(rows, generator=generator) > 0.4) | (torch.arange(rows) == 0),
+    )
+
+
+def some(rows: int = 6) -> dict[str, Encoded]:
+    return {"text": encoded(rows, 5, 32, 1), "image": encoded(rows, 3, 256, 2), "audio": encoded(rows, 4, 32, 3)}
+
+
+def pick(parts: dict[str, Encoded], rows) -> dict[str, Encoded]:
+    return {m: Encoded(*(x[rows] for x in e)) for m, e in parts.items()}
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_parameter_has_a_gradient_and_rows_do_not_mix(built, fusion):
+    model = built[fusion].learner.model.train()
+    model.zero_grad()
+    model.fuse(some()).logits["kind"].square().sum().backward()
+    for name, p in [*model.space.named_parameters(), *model.fusion.named_parameters(), *model.heads.named_parameters()]:
+        assert p.grad is not None, name
+    model.eval()
+    parts = {m: e._replace(tokens=e.tokens.requires_grad_(), pooled=e.pooled.requires_grad_()) for m, e in some().items()}
+    model.fuse(parts).logits["kind"][2].sum().backward()
+    for e in parts.values():
+        others = [k for k in range(6) if k != 2]
+        grads = [x.grad for x in (e.tokens, e.pooled) if x.grad is not None]
+        assert all(not g[others].any() for g in grads)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_permuting_rows_permutes_answers_and_one_row_is_enough(built, fusion):
+    model = built[fusion].learner.model.eval()
+    whole = model.fuse(some()).logits["kind"]
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    torch.testing.assert_close(model.fuse(pick(some(), order)).logits["kind"], whole[order], atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.fuse(pick(some(), [2])).logits["kind"], whole[[2]], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_masked_slots_and_absent_rows_leak_nothing(built, fusion):
+    model = built[fusion].learner.model.eval()
+    clean = some()
+    dirty = {}
+    for m, e in clean.items():
+        tokens = e.tokens.masked_fill(~e.mask[..., None], float("nan"))
+        tokens = torch.where(e.present[:, None, None], tokens, torch.tensor(float("inf")))
+        dirty[m] = e._replace(tokens=tokens, pooled=e.pooled.masked_fill(~e.present[:, None], float("nan")))
+    assert torch.equal(model.fuse(dirty).logits["kind"], model.fuse(clean).logits["kind"])
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_missing_everywhere_is_absent_to_the_bit(built, fusion):
+    model = built[fusion].learner.model.eval()
+    parts = some()
+    nowhere = torch.zeros(6, dtype=torch.bool)
+    missing = parts | {"audio": Encoded.of(torch.randn(6, 32), nowhere)}
+    absent = {m: e for m, e in parts.items() if m != "audio"}
+    kept = model.fuse(parts, keep=("text", "image")).logits["kind"]
+    assert torch.equal(model.fuse(missing).logits["kind"], model.fuse(absent).logits["kind"])
+    assert torch.equal(kept, model.fuse(absent).logits["kind"])
+    assert not torch.equal(kept, model.fuse(parts).logits["kind"])
+    nothing = model.fuse({m: e._replace(present=nowhere) for m, e in parts.items()})
+    assert nothing.logits["kind"].isfinite().all()
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_bf16_and_compile_give_the_eager_answer(built, fusion):
+    model = built[fusion].learner.model.eval()
+    parts = model.space(some(), 6)
+    parts = pytree.tree_map(torch.Tensor.detach, parts)
+    eager = model.fusion(parts).encoded.pooled
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model.fusion(parts).encoded.pooled.float(), eager, atol=0.1, rtol=0.1)
+    compiled = torch.compile(model.fusion, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(parts).encoded.pooled, eager, atol=1e-5, rtol=1e-5)
+
+
+def test_gates_are_a_convex_mix_over_what_is_present(built):
+    model = built["gated"].learner.model.eval()
+    parts = model.space(some(), 6)
+    gates = model.fusion(parts).notes["gates"]  # (B, M, D)
+    present = torch.stack([e.present for e in parts.values()], 1)
+    torch.testing.assert_close(gates.sum(1)[present.any(1)], torch.ones(int(present.any(1).sum()), 32))
+    assert not gates[~present & present.any(1, keepdim=True)].any()
+    # the formula by hand, for a row that has everything
+    row = int(present.all(1).nonzero()[0])
+    x = [e.pooled[row] for e in parts.values()]
+    h = torch.stack([torch.tanh(model.fusion.transform[m](v)) for m, v in zip(parts, x)])
+    z = model.fusion.gate(torch.cat(x)).view(3, 32).softmax(0)
+    torch.testing.assert_close(model.fusion(parts).encoded.pooled[row], (z * h).sum(0))
+
+
+def test_space_gives_the_learned_vector_to_rows_without(built):
+    space = built["concat"].learner.model.space
+    parts = some()
+    out = space(parts, 6)["image"]
+    absent = ~parts["image"].present
+    assert torch.equal(out.pooled[absent], space.missing["image"].expand(int(absent.sum()), -1))
+    assert out.mask[absent].sum(1).eq(1).all()
+    assert not out.tokens[~out.mask].any()
+
+
+def test_join_lays_items_of_a_row_side_by_side():
+    items = encoded(3, 2, 4, 0)
+    index = torch.tensor([[2, -1], [0, 1], [-1, -1]])
+    out = join(items, index)
+    assert torch.equal(out.tokens[1], torch.cat([items.tokens[0], items.tokens[1]]))
+    assert torch.equal(out.mask[0], torch.cat([items.mask[2], torch.tensor([False, False])]))
+    torch.testing.assert_close(out.pooled[1], (items.pooled[0] + items.pooled[1]) / 2)
+    assert out.present.tolist() == [True, True, False]
+
+
+def test_a_row_answers_the_same_alone_as_in_a_batch(built):
+    setup = built["merged"]
+    model = setup.learner.model.eval()
+    rows = setup.feed.rows("test")
+    batches = list(setup.feed.evaluation(rows))
+    with torch.no_grad():
+        many = torch.cat([model(b).logits["kind"] for b in batches])
+        order = torch.cat([b.row for b in batches]).argsort()
+        single = [model(next(setup.feed.evaluation(np.array([row])))).logits["kind"] for row in rows]
+    torch.testing.assert_close(torch.cat(single), many[order], atol=1e-5, rtol=0)
+
+
+def test_a_tower_without_rows_still_has_a_gradient_of_zero(built):
+    setup = built["concat"]
+    model = setup.learner.model
+    for p in model.parameters():
+        p.requires_grad_(True)
+    model.train()
+    model.zero_grad()
+    batch = next(setup.feed.training(0, 1))
+    deaf = batch._replace(
+        inputs={m: x for m, x in batch.inputs.items() if m != "audio"},
+        present=batch.present | {"audio": torch.zeros(batch.size, dtype=torch.bool)},
+    )
+    model(deaf).logits["kind"].sum().backward()
+    grads = [p.grad for p in model.encoders["audio"].parameters()]
+    assert all(g is not None and not g.any() for g in grads)
+    assert model.encoders["audio"].training  # left as it was
+    assert any(p.grad.any() for p in model.encoders["image"].parameters())
+
+
+def test_frozen_parts_stay_in_eval(built):
+    model = built["concat"].learner.model
+    for p in model.encoders["text"].parameters():
+        p.requires_grad_(False)
+    model.train()
+    assert not model.encoders["text"].training
+    assert model.encoders["image"].training
+    for p in model.parameters():
+        p.requires_grad_(True)
+
+
+def test_saved_and_loaded_without_the_original_weights(built, tmp_path, tiny_bert):
+    model = built["gated"].learner.model.eval()
+    model.save_pretrained(tmp_path / "saved")
+    away = tmp_path / "away"
+    tiny_bert.rename(away)
+    try:
+        again = mmkt.load(tmp_path / "saved")
+    finally:
+        away.rename(tiny_bert)
+    batch = next(built["gated"].feed.evaluation(built["gated"].feed.rows("test")))
+    with torch.no_grad():
+        one, two = model(batch), again(batch)
+    assert all(torch.equal(a, b) for a, b in zip(pytree.tree_leaves(one), pytree.tree_leaves(two)))
+    assert again.vocabularies == model.vocabularies
+    assert again.config == model.config
+
+
+def corrupt(folder, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.pop("space.missing.text"), r"tensor space\.missing\.text is missing"),
+        (lambda t: t.update(extra=torch.ones(1)), "tensor extra has no place"),
+        (lambda t: t.update({"space.missing.text": torch.ones(3)}), r"shape \(3,\), the model's is \(32,\)"),
+    ],
+)
+def test_loading_is_strict(built, tmp_path, change, says):
+    built["concat"].learner.model.save_pretrained(tmp_path / "c")
+    corrupt(tmp_path / "c", change)
+    with pytest.raises(CheckpointError, match=says):
+        Model.from_pretrained(tmp_path / "c")
+
+
+def test_damaged_checkpoints_are_refused_by_name(built, tmp_path):
+    built["concat"].learner.model.save_pretrained(tmp_path / "c")
+    cut = (tmp_path / "c/model.safetensors").read_bytes()
+    (tmp_path / "c/model.safetensors").write_bytes(cut[: len(cut) // 2])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a whole"):
+        Model.from_pretrained(tmp_path / "c")
+    (tmp_path / "c/model.safetensors").write_bytes(b"\x80\x04pickle")
+    with pytest.raises(CheckpointError, match="not a whole safetensors"):
+        Model.from_pretrained(tmp_path / "c")
+    (tmp_path / "c/config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+        Model.from_pretrained(tmp_path / "c")
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        Model.from_pretrained(tmp_path / "nowhere")
+
+
+def test_a_checkpoint_that_names_a_class_outside_is_refused(built, tmp_path):
+    built["concat"].learner.model.save_pretrained(tmp_path / "c")
+    config = json.loads((tmp_path / "c/config.json").read_text())
+    config["model"]["fusion"]["name"] = "os.system"
+    (tmp_path / "c/config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"there is no 'os\.system'"):
+        Model.from_pretrained(tmp_path / "c")
+
+
+@pytest.mark.parametrize("moment", ["writing", "between the renames", "before the old one is gone"])
+def test_a_kill_leaves_the_old_checkpoint_or_the_new(tmp_path, monkeypatch, moment):
+    folder = tmp_path / "best"
+    with atomic(folder) as new:
+        (new / "x").write_text("old")
+    if moment == "writing":
+
+        def write_half() -> None:
+            with atomic(folder) as new:
+                (new / "x").write_text("half")
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            write_half()
+    elif moment == "between the renames":
+        folder.rename(tmp_path / "best.old")
+        (tmp_path / "best.new").mkdir()
+    else:
+        shutil.copytree(folder, tmp_path / "best.old")
+    assert (settle(folder) / "x").read_text() == "old"
+    with atomic(folder) as new:
+        (new / "x").write_text("new")
+    assert (settle(folder) / "x").read_text() == "new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best"]
+
+
+def test_patterns():
+    assert matches("encoders.text.body.x", "encoders.text")
+    assert matches("encoders.text.body.x", "encoders.*.body")
+    assert not matches("encoders.text2.body.x", "encoders.text")
+    assert not matches("encoders.text.body.x", "text")
+
+
+def test_predicting_things_in_memory(built, tmp_path):
+    from PIL import Image
+
+    model = built["concat"].learner.model
+    picture = Image.fromarray(np.full((16, 16), 200, np.uint8))
+    sound = np.sin(np.arange(4000) / 10).astype(np.float32)
+    rows = [
+        {"text": "what is it", "image": picture, "audio": (sound, 16000)},
+        {"text": "what is it"},
+        {"image": np.asarray(picture), "audio": sound},
+    ]
+    answers = model.predict(rows)
+    assert [set(a["kind"]) for a in answers] == [{"prediction", "confidence"}] * 3
+    assert all(a["kind"]["prediction"] in model.vocabularies["kind"]["classes"] for a in answers)
+    alone = model.predict(rows, batch_size=1)[1]["kind"]
+    assert alone["prediction"] == answers[1]["kind"]["prediction"]
+    assert alone["confidence"] == pytest.approx(answers[1]["kind"]["confidence"], abs=1e-5)
+    with pytest.raises(ValueError, match="names the modality 'imgae'"):
+        model.predict([{"imgae": picture}])
+    assert isinstance(model.space, SharedSpace)
