@@ -196,7 +196,14 @@ class Feed:
         )
 
     def _loader(self, rows: Rows, batches: Any, pin: bool) -> DataLoader:
-        return DataLoader(rows, batch_sampler=batches, num_workers=self.data.workers, collate_fn=self.collate, pin_memory=pin)
+        return DataLoader(
+            rows,
+            batch_sampler=batches,
+            num_workers=self.data.workers,
+            collate_fn=self.collate,
+            pin_memory=pin,
+            generator=torch.Generator(),  # its own: a loader would draw from the global one, which dropout uses
+        )
 
 
 def _codes(names: Sequence[str | None]) -> tuple[list[str], Tensor]:

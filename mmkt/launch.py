@@ -58,7 +58,9 @@ def train(config: Experiment, *, resume: bool = False, dry: bool = False) -> lis
         resume: continue the run in its folder.
         dry: only say what would happen; the return value is that, as plain data.
     """
-    accelerator = Accelerator(mixed_precision=config.train.precision, log_with=list(config.trackers), project_dir=config.run)
+    accelerator = Accelerator(
+        mixed_precision=config.train.precision, log_with=list(config.trackers) or None, project_dir=config.run
+    )
     console = Console(stderr=True)
     setup = build(config)
     transfer = setup.parts.build("transfer", config.transfer)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmkt.distributed import total, world_size
 from mmkt.experiment import Experiment
 from mmkt.model import Model, matches
-from mmkt.parts import ConfigError, Parts
+from mmkt.parts import ConfigError, Parts, nearest
 from mmkt.types import Batch, Objective, Phase
 
 
@@ -47,8 +47,8 @@ class Learner(nn.Module):
         parts, objectives = Parts(plugins), {}
         outputs = {task: head.outputs(head.vocabulary) for task, head in model.heads.items()}
         for name, spec in config.objectives.items():
-            if spec.get("task", next(iter(outputs))) not in outputs:
-                problem = f"there is no task {spec['task']!r}; allowed: {', '.join(outputs)}"
+            if "task" in spec and spec["task"] not in outputs:
+                problem = f"there is no task {spec['task']!r}{nearest(spec['task'], outputs)}; allowed: {', '.join(outputs)}"
                 raise ConfigError([(f"objectives.{name}.task", problem)])
             try:
                 objectives[name] = parts.build("objectives", spec, config.model.dim, model.modalities, outputs, domains)

@@ -133,6 +133,8 @@ class Processor(ABC):
     """From one raw item to tensors, and from many to a padded batch. Pickles, so that workers can have it."""
 
     kind: ClassVar[str]  # "text", "image", "audio", "table": which decoder its items come through
+    rate: int  # Hz, of a processor of kind "audio"
+    draws: bool = True  # False: a view is the plain item, no random number is drawn for it
 
     @abstractmethod
     def __call__(self, item: Any, view: str | None = None) -> dict[str, Tensor]:

@@ -107,6 +107,14 @@ def test_a_clean_manifest_has_no_problems():
     assert "no problems found" in console.file.getvalue()
 
 
+def test_repeats_within_a_split_are_no_leak():
+    data = wav()
+    rows = [{"split": "train", "clip": data}, {"split": "train", "clip": data}, {"split": "test", "clip": wav()}]
+    report = check(from_rows(rows), {"clip": "audio"})
+    assert report.duplicates == {"clip": []}
+    assert report.problems == []
+
+
 def test_one_text_column_is_the_whole_row_and_splits_must_be_named():
     report = check(from_rows([{"split": "train", "text": "a"}, {"split": "test", "text": "a"}, {"text": "b"}]), {"text": "text"})
     assert any("'text': 1 contents stand in several splits" in problem for problem in report.problems)

@@ -133,5 +133,5 @@ def test_rows_of_and_column_of():
     message = r"split 'train' is empty: the manifest has test \(2 rows\), dev \(1 rows\), 1 rows without a split"
     with pytest.raises(ManifestError, match=message):
         rows_of(manifest, "train")
-    with pytest.raises(ManifestError, match="no column 'txet' \\(did you mean 'text'\\?\\): it has .*split"):
+    with pytest.raises(ManifestError, match=r"no column 'txet' \(did you mean 'text'\?\): it has .*split"):
         column_of(manifest, "txet")

@@ -197,7 +197,7 @@ def test_errors_name_row_and_column(tmp_path):
 
 
 def test_columns_are_checked():
-    with pytest.raises(ManifestError, match="no column 'captoin' \\(did you mean 'caption'\\?\\): it has .*scan"):
+    with pytest.raises(ManifestError, match=r"no column 'captoin' \(did you mean 'caption'\?\): it has .*scan"):
         Rows(manifest(), {"text": "captoin"}, PROCESSORS, seed=0, train=False)
     empty = from_rows([{"caption": "a", "clip": None}, {"caption": "b", "clip": ""}])
     with pytest.raises(ManifestError, match=r"modality 'audio' \(column 'clip'\) is absent from every row"):
@@ -240,7 +240,7 @@ def test_labels():
     assert got.tolist() == [[2.5], [0.0]]
     assert labelled.tolist() == [True, False]
     wrong = from_rows([{"id": f"r{i}", "y": "a" if i == 2 else f"x{i}"} for i in range(9)])
-    message = "column 'y': row 'r0' has 'x0'; row 'r1' has 'x1'; row 'r3' has 'x3'; .*row 'r5' has 'x5' and 3 more: the classes are a, b"
+    message = "column 'y': row 'r0' has 'x0'; row 'r1' has 'x1'; row 'r3' .*; row 'r5' has 'x5' and 3 more: the classes are a, b"
     with pytest.raises(ManifestError, match=message):
         labels(wrong, "y", label)
 

@@ -44,7 +44,7 @@ def text(cell: Any, limits: Limits = USUAL) -> str:
     if not isinstance(cell, str):
         raise DecodeError(f"a text cell holds a string, not {type(cell).__name__} {str(cell)[:40]!r}")
     if len(cell) > limits.characters:
-        raise DecodeError(f"the text has {len(cell):,} characters, the limit is {limits.characters:,}: raise limits.characters")
+        raise DecodeError(f"the text has {len(cell):,} characters, the limit is {limits.characters:,}: raise data.max_characters")
     return cell
 
 
@@ -141,7 +141,7 @@ def _time(frames: int, rate: int, limits: Limits) -> None:
         raise DecodeError("the sound has no samples")
     if frames > limits.seconds * rate:
         raise DecodeError(
-            f"the sound lasts {frames / rate:.1f} s, the limit is {limits.seconds:g} s: cut it, or raise limits.seconds"
+            f"the sound lasts {frames / rate:.1f} s, the limit is {limits.seconds:g} s: cut it, or raise data.max_seconds"
         )
 
 
@@ -158,7 +158,7 @@ def _strict(limits: Limits) -> Iterator[None]:
         except DecodeError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise DecodeError(f"too many pixels, the limit is {limits.pixels:,}: raise limits.pixels ({error})") from None
+            raise DecodeError(f"too many pixels, the limit is {limits.pixels:,}: raise data.max_pixels ({error})") from None
         except (OSError, SyntaxError, ValueError, EOFError, IndexError, Warning) as error:  # Pillow's plugins on damaged files
             raise DecodeError(f"the image is truncated or damaged: {error}") from None
         finally:
@@ -169,7 +169,7 @@ def _measure(opened: Image.Image, limits: Limits) -> None:
     """Refuse by the header, before any pixel is decoded."""
     width, height = opened.size
     if width * height > limits.pixels:
-        raise DecodeError(f"the image has {width} x {height} pixels, the limit is {limits.pixels:,}: raise limits.pixels")
+        raise DecodeError(f"the image has {width} x {height} pixels, the limit is {limits.pixels:,}: raise data.max_pixels")
     if not width * height:
         raise DecodeError(f"the image has {width} x {height} pixels")
 

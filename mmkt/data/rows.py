@@ -118,12 +118,14 @@ class Rows(Dataset[Item]):
                 raw = [load(item, processor, self.root, self.limits) for item in items]
             except (DecodeError, media.MediaError) as error:
                 raise type(error)(f"{where}, column {self.columns[modality]!r}: {error}") from None
-            if not self.train:
-                inputs[modality] = [processor(item) for item in raw]
+            if not self.train or not processor.draws:
+                made = [processor(item) for item in raw]
+                for view in (inputs, *views.values()):
+                    view[modality] = made
                 continue
-            for view, made in {"train": inputs, **views}.items():
-                with _seeded(seed_of(self.seed, key.draw, key.row, view, modality)):
-                    made[modality] = [processor(item, view) for item in raw]
+            for name, view in {"train": inputs, **views}.items():
+                with _seeded(seed_of(self.seed, key.draw, key.row, name, modality)):
+                    view[modality] = [processor(item, name) for item in raw]
         return Item(key, inputs, views)
 
     def _kept(self, key: Draw, present: list[str]) -> list[str]:
@@ -167,7 +169,7 @@ def load(cell: Any, processor: Processor, root: str | Path, limits: Limits = USU
             return decode.picture(cell, limits)
         return decode.image(media.fetch(cell, root), limits)
     if kind == "audio":
-        rate: int = processor.rate  # type: ignore[attr-defined]
+        rate = processor.rate
         if isinstance(cell, np.ndarray | Tensor):
             return decode.waveform(cell, rate, rate, limits)
         if isinstance(cell, tuple):

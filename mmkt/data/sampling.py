@@ -79,7 +79,9 @@ class TrainSampler:
         for stream in streams:
             _inspect(stream)
         self.streams, self.seed, self.rank, self.world = list(streams), seed, rank, world
-        self.lengths, self.window, self.start, self.stop = lengths, window, start, stop
+        # a window longer than an epoch would sort a row beside itself
+        epoch = min(len(stream.rows) // stream.quota for stream in streams if stream.quota)
+        self.lengths, self.window, self.start, self.stop = lengths, max(1, min(window, epoch)), start, stop
         self._epochs: dict[int, tuple[int, np.ndarray]] = {}  # by stream, the epoch at hand and its rows
         self._windows: dict[int, tuple[int, list[Draw]]] = {}
 

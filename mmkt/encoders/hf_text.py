@@ -113,6 +113,7 @@ class HfText(Encoder):
 
 class _Tokens(Processor):
     kind = "text"
+    draws = False
 
     def __init__(self, tokenizer: Any, max_tokens: int, pairs: bool):
         self.tokenizer, self.max_tokens, self.pairs = tokenizer, max_tokens, pairs

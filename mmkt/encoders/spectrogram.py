@@ -130,7 +130,8 @@ class _Waveform(Processor):
     kind = "audio"
 
     def __init__(self, rate: int, samples: int, augment: bool):
-        self.rate, self.samples, self.augment = rate, samples, augment
+        self.rate, self.samples = rate, samples
+        self.draws = self.augment = augment
 
     def __call__(self, item: Tensor, view: str | None = None) -> dict[str, Tensor]:
         if len(item) > self.samples:

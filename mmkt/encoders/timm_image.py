@@ -105,7 +105,7 @@ class _Pixels(Processor):
         self.random = v2.RandomAffine(
             degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR
         )
-        self.augment = augment
+        self.draws = self.augment = augment
 
     def __call__(self, item: Image.Image, view: str | None = None) -> dict[str, Tensor]:
         pixels = self.transform(item.convert(self.mode))
