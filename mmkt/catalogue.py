@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mmkt.parts import ROOMS, ConfigError, Parts, nearest
 
@@ -41,15 +42,18 @@ def _describe(file: Path) -> dict[str, Any]:
 
 
 def show(found: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """Tables on standard output."""
+    """On standard output: a block a room, a part's facts and settings under its first line."""
     console = Console()
     for room, named in found.items():
-        table = Table("name", "what it is", "facts", "settings", title=room, title_justify="left", show_lines=True)
+        console.print(Text(room, "bold cyan"))
+        lines = Table(box=None, pad_edge=False, padding=(0, 1), show_header=False)
         for name, part in named.items():
-            facts, settings = (", ".join(f"{k}: {_short(v)}" for k, v in part[key].items()) for key in ("facts", "settings"))
-            table.add_row(name, part["about"], facts, settings)
-        console.print(table)
+            lines.add_row(Text(name, "bold"), Text(part["about"]))
+            for key in ("facts", "settings"):
+                if part[key]:
+                    lines.add_row("", Text(f"{key}: " + ", ".join(f"{k}={_short(v)}" for k, v in part[key].items()), "dim"))
+        console.print(lines, "")
 
 
 def _short(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    return "/".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

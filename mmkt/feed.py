@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -51,9 +52,10 @@ def open_manifest(data: Data, seed: int, parts: Parts) -> Manifest:
                 raise ConfigError([("data.manifest", f"the source {data.source['name']} makes {made}, found {path}")])
         distributed.wait()
         note = path.parent / "source.json"
-        before = read_json(note) if note.is_file() else data.source
-        if before != data.source:
-            other = [f"{key}={before.get(key)!r}" for key in data.source if before.get(key) != data.source[key]]
+        now = json.loads(json.dumps(data.source))  # as it was noted: a tuple is a list there
+        before = read_json(note) if note.is_file() else now
+        if before != now:
+            other = [f"{key}={before.get(key)!r}" for key in now if before.get(key) != now[key]]
             raise ConfigError(
                 [("data.source", f"{path} was made with {', '.join(other)}: delete {path.parent}, or name another data.manifest")]
             )

@@ -75,7 +75,7 @@ def train(config: Experiment, *, resume: bool = False, dry: bool = False) -> lis
         share = speed.data / speed.total
         distributed.say(f"{speed.steps} steps in {speed.total:.0f} s, {share:.1%} of it waiting for data; best: {run.best}")
     model = setup.learner.model
-    rows, predictions = _figures(model, setup.feed, setup.parts, accelerator, run.folder.name)
+    rows, predictions = _figures(model, setup.feed, setup.parts, accelerator)
     if distributed.rank() == 0:
         facts = environment() | {"data": fingerprint(setup.manifest)}
         (run.best / "README.md").write_text(model_card(model, rows, facts), encoding="utf-8")
@@ -105,7 +105,7 @@ def evaluate(
     config = check(Experiment, override(model.config.settings(), overrides), parts)
     model.config = config
     feed = Feed(open_manifest(config.data, config.seed, parts), model, config.data, config.seed)
-    rows, predictions = _figures(model, feed, parts, accelerator, Path(path).name)
+    rows, predictions = _figures(model, feed, parts, accelerator)
     folder = Path(out) if out else Path(path) / f"evaluation-{config.evaluate.split}"
     if distributed.rank() == 0:
         write_figures(folder, rows, predictions)
@@ -113,7 +113,7 @@ def evaluate(
     return rows, predictions, folder
 
 
-def _figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator, name: str) -> tuple[list[Row], Predictions]:
+def _figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator) -> tuple[list[Row], Predictions]:
     """Predictions on ``evaluate.split`` and their figures."""
     config = model.config
     assert config is not None
@@ -125,7 +125,7 @@ def _figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator, n
         task = bar.add_task(f"evaluating {settings.split}", total=len(chosen) // distributed.world_size())
         advance = partial(bar.advance, task)
         predictions = predict(model, feed, chosen, device=accelerator.device, autocast=accelerator.autocast, advance=advance)
-    about = About(name, "", config.seed, settings.split, "+".join(sorted(model.modalities)), "clean")
+    about = About(Path(config.run).name, "", config.seed, settings.split, "+".join(sorted(model.modalities)), "clean")
     metrics = judges(model, settings.metrics, parts)
     return score(predictions, metrics, about=about, resamples=settings.resamples) if metrics else [], predictions
 

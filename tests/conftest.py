@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries read it
+
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,6 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
 
 WORDS = ["red", "blue", "round", "square", "small", "large", "loud", "quiet", "what", "is", "it", "the"]
