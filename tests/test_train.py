@@ -270,7 +270,8 @@ def test_a_third_partys_fusion_trains_without_touching_the_project(tiny_settings
         missing = "exact"
         cost = "M·D"
 
-        def __init__(self, dim: int, modalities: Sequence[str], outputs: Mapping[str, int], *, scale: Annotated[float, Field(gt=0)] = 1.0):
+        def __init__(self, dim: int, modalities: Sequence[str], outputs: Mapping[str, int], *,
+                     scale: Annotated[float, Field(gt=0)] = 1.0):
             super().__init__()
             self.scale, self.linear = scale, nn.Linear(dim, dim)
 
@@ -304,7 +305,7 @@ def test_schedule_is_a_pure_function_of_the_step():
     assert share[0] == pytest.approx(1 / 11)
     assert share[10] == 1.0
     assert share[55] == pytest.approx(0.5)
-    assert all(a >= b for a, b in zip(share[10:], share[11:]))
+    assert share[10:] == sorted(share[10:], reverse=True)
     assert optim.factor(55, 100, "linear", 0.1) == pytest.approx(0.5)
     assert optim.factor(99, 100, "constant", 0.1) == 1.0
     reference = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0), 100)

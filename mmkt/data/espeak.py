@@ -94,13 +94,13 @@ def _say_all(job: dict[str, Any], voice_out: BinaryIO) -> None:
     chunks: list[bytes] = []
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-    def heard(samples: Any, count: int, events: Any) -> int:
+    def heard(samples: Any, count: int, events: Any) -> int:  # noqa: ARG001 - the C signature
         if samples and count:
             chunks.append(ctypes.string_at(samples, 2 * count))
         return 0
 
     library.espeak_SetSynthCallback(heard)
-    arguments = [ctypes.c_char_p, ctypes.c_size_t, *[ctypes.c_uint] * 4, ctypes.c_void_p, ctypes.c_void_p]
+    arguments: Any = [ctypes.c_char_p, ctypes.c_size_t, *[ctypes.c_uint] * 4, ctypes.c_void_p, ctypes.c_void_p]
     library.espeak_Synth.argtypes = arguments
     for one in job["utterances"]:
         if library.espeak_SetVoiceByName(one["voice"].encode()):
