@@ -141,6 +141,8 @@ class Experiment(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     trackers: list[Literal["tensorboard"]] = ["tensorboard"]
+    threads: Count | None = None
+    """Of a process that is alone on a CPU; by default all cores (``accelerate launch`` would leave it one)."""
 
     def settings(self) -> dict[str, Any]:
         """Plain nested data, every default written out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,12 @@ def build(config: Experiment) -> Setup:
     return Setup(manifest, Learner.from_config(config, model, feed.domains, config.plugins), feed, parts)
 
 
+def use_threads(accelerator: Accelerator, threads: int | None) -> None:
+    """Give a process that is alone on a CPU its threads; several processes keep what their launcher set."""
+    if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
+        torch.set_num_threads(threads or os.cpu_count() or 1)
+
+
 def train(config: Experiment, *, resume: bool = False, dry: bool = False) -> list[Row] | dict[str, Any]:
     """Train, evaluate the best checkpoint on ``evaluate.split``, and write its card.
 
@@ -61,6 +68,7 @@ def train(config: Experiment, *, resume: bool = False, dry: bool = False) -> lis
     accelerator = Accelerator(
         mixed_precision=config.train.precision, log_with=list(config.trackers) or None, project_dir=config.run
     )
+    use_threads(accelerator, config.threads)
     console = Console(stderr=True)
     setup = build(config)
     transfer = setup.parts.build("transfer", config.transfer)
@@ -98,6 +106,7 @@ def evaluate(
     accelerator = Accelerator()
     model = Model.from_pretrained(path, plugins).to(accelerator.device)
     assert model.config is not None
+    use_threads(accelerator, model.config.threads)
     fixed = [text for text in overrides if text.split(".")[0] not in ("data", "evaluate")]
     if fixed:
         raise ConfigError([(fixed[0].partition("=")[0], "is fixed in a checkpoint; data.… and evaluate.… can be set")])

@@ -129,6 +129,7 @@ def settings(manifest: Path, bert: Path, run: Path) -> dict:
         "train": {"steps": 6, "lr": 3e-3, "log_every": 1, "evaluate_every": 3},
         "evaluate": {"resamples": 20},
         "trackers": [],
+        "threads": 1,
     }
 
 
