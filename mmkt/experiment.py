@@ -54,6 +54,9 @@ class Data(Section):
     dropout: dict[Name, Share] = {}
     """Modality → probability that a training row loses it; the last one a row has is never lost."""
     workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that read ahead, for each process that trains."""
+    memory: Annotated[float, Field(ge=0)] = 1.0
+    """GB of decoded items that each training process keeps between epochs; 0 keeps none."""
     max_pixels: Count = 64_000_000
     max_seconds: Annotated[float, Field(gt=0)] = 60.0
     max_characters: Count = 100_000

@@ -21,6 +21,7 @@ from mmkt.data import media, sampling
 from mmkt.data.collate import Collate
 from mmkt.data.decode import Limits
 from mmkt.data.manifest import Manifest
+from mmkt.data.memory import Memory
 from mmkt.data.rows import Rows, labels
 from mmkt.experiment import Data, Experiment
 from mmkt.model import Model
@@ -98,6 +99,7 @@ class Feed:
         self.columns = {m: data.columns.get(m, m) for m in self.modalities}
         self.processors = {m: encoder.processor() for m, encoder in model.encoders.items()}
         self.limits = Limits(data.max_pixels, data.max_seconds, data.max_characters)
+        self.memory = Memory(data.memory * 1e9 / max(1, data.workers))
         table = manifest.table
         self.domains, self.domain = _codes(table["domain"].to_pylist())
         self.groups, self.group = _codes(table["group"].to_pylist())
@@ -195,6 +197,7 @@ class Feed:
             views=views,
             dropout=self.data.dropout,
             limits=self.limits,
+            memory=self.memory,
         )
 
     def _loader(self, rows: Rows, batches: Any, pin: bool) -> DataLoader:

@@ -47,12 +47,13 @@ class Meter:
         self.losses: list[Tensor] = []
         self.means: list[Tensor] = []
         self.rows: deque[tuple[int, Tensor]] = deque()
-        self.seen, self.steps, self.data, self.since, self.begun = 0, 0, 0.0, time.perf_counter(), time.perf_counter()
-        self.aside = 0.0  # evaluating and saving
+        self.seen, self.steps, self.data, self.spent = 0, 0, 0.0, 0.0
+        self.since: float | None = None  # the clock; None while no steps are made
 
     def take(self, batches: Iterator[Batch], n: int) -> list[Batch]:
         """The next n batches on the device; the time they take is counted as waiting."""
         start = time.perf_counter()
+        self.since = start if self.since is None else self.since
         found = [next(batches).to(self.accelerator.device) for _ in range(n)]
         self.data += time.perf_counter() - start
         self.seen += sum(batch.size for batch in found) * distributed.world_size()
@@ -77,14 +78,15 @@ class Meter:
         figures = dict(zip(names, (distributed.total(means.sum(0)) / steps).tolist()))
         weighted = sum(self.learner.weight(name) * value for name, value in figures.items())
         now = time.perf_counter()
-        rate = self.seen / max(now - self.since, 1e-9)
+        gone = now - (self.since or now)
+        rate = self.seen / max(gone, 1e-9)
         values = {"loss": weighted, **{f"loss/{name}": value for name, value in figures.items()}, "lr": lr, "rows/s": rate}
         if norm is not None:
             values["gradient norm"] = float(norm)
         self.run.log({"step": step, **values})
         self.accelerator.log(values, step=step)
         self.steps += steps
-        self.losses, self.means, self.seen, self.since = [], [], 0, now
+        self.losses, self.means, self.seen, self.since, self.spent = [], [], 0, now, self.spent + gone
         self.rows.clear()
         return values
 
@@ -101,18 +103,13 @@ class Meter:
             "Lower train.lr, set train.clip, or look at those rows; the last checkpoint is untouched"
         )
 
-    def pause(self) -> float:
-        """The clock, for ``resume``: evaluating and saving are not steps."""
-        return time.perf_counter()
-
-    def resume(self, paused: float) -> None:
-        """Take what went by since ``pause`` out of the steps' time."""
-        gone = time.perf_counter() - paused
-        self.aside, self.since = self.aside + gone, self.since + gone
+    def pause(self) -> None:
+        """Stop the clock, after a flush, until the next step: evaluating and saving are no steps."""
+        self.since = None
 
     def speed(self) -> Speed:
-        """Of all steps so far."""
-        return Speed(self.steps, time.perf_counter() - self.begun - self.aside, self.data)
+        """Of all steps up to the last flush."""
+        return Speed(self.steps, self.spent, self.data)
 
 
 class Watch:

@@ -169,13 +169,13 @@ class _Loop:
         if at.total % self.train.log_every and not evaluates and not saves:
             return
         self.watch.show(at.total, self.meter.flush(at.total, optimizer.param_groups[0]["lr"], self.norm))
-        paused = self.meter.pause()
+        if evaluates or saves:
+            self.meter.pause()
         if evaluates and self.validation is not None:
             self._evaluate()
         if saves:
             state = replace(at, phase=at.phase + 1, step=0) if last else at
             resume.save(self.run.last, self.learner, optimizer, self.accelerator.scaler, state, self.frozen)
-        self.meter.resume(paused)
 
     def _evaluate(self) -> None:
         at, patience = self.at, self.train.patience

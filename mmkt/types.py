@@ -141,7 +141,7 @@ class Processor(ABC):
         """Tensors of one item: a str, a PIL image (RGB) or a mono waveform (T,) at ``rate``.
 
         Args:
-            item: what the decoder of this kind gives.
+            item: what the decoder of this kind gives; it may be kept for the next epoch, so it is not changed in place.
             view: None gives the plain item; "train" and any other name an augmented one, drawn from torch's and
                 Python's global generators, which the caller has seeded by (seed, draw, row, view).
         """

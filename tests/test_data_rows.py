@@ -12,7 +12,8 @@ from mmkt.data.collate import Collate
 from mmkt.data.decode import DecodeError, Limits
 from mmkt.data.manifest import ManifestError, from_rows
 from mmkt.data.media import MediaError
-from mmkt.data.rows import Draw, Rows, labels
+from mmkt.data.memory import Memory
+from mmkt.data.rows import Draw, Rows, labels, load
 from mmkt.data.sampling import Stream, TrainSampler
 from mmkt.types import Processor
 
@@ -320,3 +321,31 @@ def test_batches_through_workers_are_batches():
     for a, b in zip(*loaders, strict=True):
         assert type(a).__name__ == "Batch"
         assert same(a, b)
+
+
+def test_memory_decodes_once_and_changes_nothing(monkeypatch):
+    calls = []
+    once = manifest()  # its media are random
+    monkeypatch.setattr("mmkt.data.rows.load", lambda cell, *rest: calls.append(1) or load(cell, *rest))
+    memory = Memory(1e9)
+    for train in (True, False, True):
+        settings = {"seed": 4, "train": train, "views": ("weak",), "dropout": {"text": 0.5}}
+        kept, plain = (Rows(once, COLUMNS, PROCESSORS, memory=m, **settings) for m in (memory, None))
+        for epoch in (0, 1):
+            draws = [Draw(row, epoch, 0) for row in range(12)]
+            items, decoded = [kept[draw] for draw in draws], len(calls)
+            assert all(same(item, plain[draw]) for item, draw in zip(items, draws)), (train, epoch)
+            del calls[decoded:]
+    calls.clear()
+    everything = [kept[Draw(row, epoch, 0)] for row in range(12) for epoch in (0, 1)]
+    assert everything
+    assert not calls, "the third dataset finds all that the first has decoded"
+
+
+@pytest.mark.parametrize("value", [torch.rand(50, 50), Image.new("RGB", (80, 40)), "x" * 9_600, [{"a": torch.rand(60)}] * 25])
+def test_memory_stays_within_its_size(value):
+    memory = Memory(25_000)
+    for key in range(10):
+        memory.get(key, lambda: value)
+    kept = [key for key in range(10) if memory.get(key, lambda: None) is not None]
+    assert kept == [0, 1], "about 10,000 bytes each; what came first stays"

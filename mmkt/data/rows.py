@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset
 from mmkt.data import decode, media
 from mmkt.data.decode import USUAL, DecodeError, Limits
 from mmkt.data.manifest import Manifest, ManifestError, column_of
+from mmkt.data.memory import Memory
 from mmkt.data.sampling import Draw, seed_of
 from mmkt.types import Processor
 
@@ -52,6 +54,7 @@ class Rows(Dataset[Item]):
         views: Sequence[str] = (),
         dropout: Mapping[str, float] | None = None,
         limits: Limits = USUAL,
+        memory: Memory | None = None,
     ):
         """Check columns and remember them.
 
@@ -65,6 +68,7 @@ class Rows(Dataset[Item]):
             views: further views of the same rows, in training.
             dropout: probability by modality, in training.
             limits: what one item may hold.
+            memory: of items of this manifest through these processors; None keeps nothing.
 
         Raises:
             ManifestError: a column is missing, or null in every row.
@@ -72,7 +76,7 @@ class Rows(Dataset[Item]):
         """
         self.modalities, self.columns, self.processors = list(columns), dict(columns), dict(processors)
         self.seed, self.train, self.views, self.limits = seed, train, tuple(views), limits
-        self.dropout = dict(dropout or {})
+        self.dropout, self.memory = dict(dropout or {}), memory or Memory(0)
         for name in self.dropout:
             self._known(name, "dropout")
         self.root = manifest.root if manifest else Path()
@@ -112,21 +116,27 @@ class Rows(Dataset[Item]):
         inputs: Inputs = {}
         views: dict[str, Inputs] = {view: {} for view in self.views if self.train}
         for modality in self._kept(key, list(cells)):
-            processor = self.processors[modality]
+            processor, cell = self.processors[modality], cells[modality]
             try:
-                items = _items(cells[modality], processor)
-                raw = [load(item, processor, self.root, self.limits) for item in items]
+                if not self.train or not processor.draws:
+                    # every view is the plain item
+                    made = self.memory.get((modality, key.row, "made"), partial(self._plain, cell, processor))
+                    for view in (inputs, *views.values()):
+                        view[modality] = made
+                    continue
+                raw = self.memory.get((modality, key.row, "raw"), partial(self._raw, cell, processor))
             except (DecodeError, media.MediaError) as error:
                 raise type(error)(f"{where}, column {self.columns[modality]!r}: {error}") from None
-            if not self.train or not processor.draws:
-                made = [processor(item) for item in raw]
-                for view in (inputs, *views.values()):
-                    view[modality] = made
-                continue
             for name, view in {"train": inputs, **views}.items():
                 with _seeded(seed_of(self.seed, key.draw, key.row, name, modality)):
                     view[modality] = [processor(item, name) for item in raw]
         return Item(key, inputs, views)
+
+    def _raw(self, cell: Any, processor: Processor) -> list[Any]:
+        return [load(item, processor, self.root, self.limits) for item in _items(cell, processor)]
+
+    def _plain(self, cell: Any, processor: Processor) -> list[dict[str, Tensor]]:
+        return [processor(item) for item in self._raw(cell, processor)]
 
     def _kept(self, key: Draw, present: list[str]) -> list[str]:
         if not self.train or not self.dropout or not present:
