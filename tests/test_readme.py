@@ -1,0 +1,116 @@
+"""Every command and every block of code in the README, run as it stands there, on configs whose budgets are cut."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+from conftest import png
+
+HOME = Path(__file__).parent.parent
+README = (HOME / "README.md").read_text(encoding="utf-8")
+REAL = os.environ.get("MMKT_DATA")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Without installing and without the tests themselves, which a fresh environment runs."""
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    lines = [re.sub(r'pip install -e "[^"]+" && ', "", line) for line in lines]
+    return [line for line in lines if line != "pytest"]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory) -> Path:
+    """A folder to type in: the project's configs with two steps and few rows, and what the README takes for granted."""
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "scripts").symlink_to(HOME / "scripts")
+    for file in (HOME / "configs/experiment").glob("*.yaml"):
+        config = yaml.safe_load(file.read_text())
+        config["train"] = {name: value for name, value in config["train"].items() if name != "epochs"} | {"steps": 2}
+        config["evaluate"] = {"resamples": 10}
+        if file.stem == "numerals":
+            config["data"]["source"] = {"name": "numerals", "rows": 64, "validation": 20, "test": 30}
+        if file.stem == "digits":
+            config["data"]["source"] |= {"copies": 1}
+        (folder / "configs/experiment").mkdir(parents=True, exist_ok=True)
+        (folder / "configs/experiment" / file.name).write_text(yaml.safe_dump(config))
+    random = np.random.default_rng(0)
+    (folder / "scan.png").write_bytes(png(random.integers(0, 255, (8, 8), dtype=np.uint8)))
+    soundfile.write(folder / "clip.wav", 0.1 * random.standard_normal(4000), 8000)
+    for name in ("cats", "dogs"):
+        (folder / "my/pictures" / name).mkdir(parents=True)
+        for k in range(12):
+            (folder / f"my/pictures/{name}/{k}.png").write_bytes(png(random.integers(0, 255, (9, 9, 3), dtype=np.uint8)))
+    photos = [f"pictures/{'cats' if k % 2 else 'dogs'}/{k // 2}.png" for k in range(20)]
+    lines = [f"{k},{'train' if k < 15 else 'test'},a {k}th,{photo},{k % 2}" for k, photo in enumerate(photos)]
+    (folder / "my/manifest.csv").write_text("\n".join(["id,split,caption,photo,kind", *lines]) + "\n")
+    return folder
+
+
+def typed(command: str, folder: Path) -> subprocess.CompletedProcess:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        command, shell=True, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: " ".join(shlex.split(command, comments=True))[:60])
+def test_command(command, desk):
+    if "DIR" in command:
+        if not REAL:
+            pytest.skip("MMKT_DATA is not set: the folder that has the real data sets")
+        command = command.replace("DIR", f"{REAL}/digits")
+    done = typed(command, desk)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip()
+
+
+def test_the_commands_that_have_to_be_there():
+    found = " ".join(commands())
+    for words in ("accelerate launch scripts/train.py", "scripts/evaluate.py", "torchrun --nproc_per_node 2", "mmkt predict"):
+        assert words in found
+    assert len(README.splitlines()) < 250
+
+
+def test_a_wrong_command_would_be_noticed(desk):
+    assert typed("mmkt lsit", desk).returncode
+
+
+def test_code(desk, monkeypatch):
+    """The Python: predictions in memory, then the fusion as a plugin."""
+    monkeypatch.chdir(desk)
+    memory, fusion = blocks("python")
+    picture, waveform = np.zeros((8, 8), dtype=np.uint8), np.zeros(16_000, dtype=np.float32)
+    exec(memory, {"picture": picture, "waveform": waveform})
+    lab = desk / "my_lab/fusion"
+    lab.mkdir(parents=True)
+    (lab / "mean.py").write_text(fusion)
+    done = typed(
+        "mmkt train configs/experiment/numerals.yaml plugins=[my_lab] model.fusion=mean model.fusion.scale=2 run=runs/mean",
+        desk,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_experiment_file(desk):
+    """Its weights come from the Hub: random ones stand in for them here."""
+    (config,) = blocks("yaml")
+    (desk / "mine.yaml").write_text(config)
+    done = typed(
+        "mmkt train mine.yaml model.encoders.image.weights=random model.encoders.image.size=32 train.epochs=1 "
+        "data.validation=null evaluate.resamples=10",
+        desk,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
