@@ -1,9 +1,9 @@
 """Speech out of espeak-ng, the same samples every time: each call speaks in a fresh process of its own.
 
-Inside one process espeak's flutter and noise carry over from word to word and neither ``espeak_Initialize`` nor
-``espeak_ng_SetRandSeed`` resets them, so a word would depend on all that was said before. A fresh process starts from the
-same state, and nothing that espeak prints, allocates or crashes on reaches the caller. The child runs this very file and
-imports the standard library alone.
+Inside one process espeak's flutter carries over from word to word and nothing resets it, so a word would depend on all
+that was said before; a fresh process starts from the same state. Breathy voices draw noise from a generator that
+``espeak_Initialize`` seeds by the clock, so the child seeds it anew. Nothing that espeak prints, allocates or crashes on
+reaches the caller. The child runs this very file and imports the standard library alone.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ def _say_all(job: dict[str, Any], voice_out: BinaryIO) -> None:
     library = ctypes.CDLL(job["library"])
     if library.espeak_Initialize(_SYNCHRONOUS, 0, job["data"].encode(), 0) != RATE:
         sys.exit(f"it could not start with the voices in {job['data']}")
+    library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
+    library.espeak_ng_SetRandSeed(1)  # by the clock otherwise
     chunks: list[bytes] = []
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)

@@ -108,7 +108,7 @@ class Numerals(Source):
     def prepare(self, out: Path, source: Path | None) -> Path:
         """One Parquet file, media inside; ``source`` is not read.
 
-        Columns: id, split, domain (the voice), group (the kind of question), question, scan (PNG), clip (FLAC), answer,
+        Columns: id, split, domain (the kind of question), group (the voice), question, scan (PNG), clip (FLAC), answer,
         written, spoken.
         """
         out.mkdir(parents=True, exist_ok=True)
@@ -130,8 +130,8 @@ class Numerals(Source):
             yield {
                 "id": f"{split}-{k}",
                 "split": split,
-                "domain": voice,
-                "group": kind,
+                "domain": kind,
+                "group": voice,
                 "question": QUESTIONS[kind][split][random.integers(len(QUESTIONS[kind][split]))],
                 "scan": scans[split][written][random.integers(len(scans[split][written]))],
                 "answer": answer(kind, written, spoken),
