@@ -71,7 +71,8 @@ def main() -> None:
     lines += [(f"{n} − {next(iter(arms))}", x - first, *interval(x - first)) for n, x in list(figures.items())[1:]]
     if options.json:
         names = ("arm", "values", "mean", "deviation", "low", "high")
-        print(json.dumps({"rows": [dict(zip(names, (n, v.tolist(), *rest))) for n, v, *rest in lines]}))
+        known = [(n, v.tolist(), *(None if np.isnan(x) else x for x in rest)) for n, v, *rest in lines]
+        print(json.dumps({"rows": [dict(zip(names, line)) for line in known]}))
         return
     table = Table("arm", "mean", "deviation", "95 % interval", f"seeds {', '.join(map(str, options.seeds))}", box=None)
     for name, values, mean, spread, low, high in lines:
@@ -90,4 +91,7 @@ def figure(run: Path, metric: str | None) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,71 @@
+"""scripts/seeds.py: one training over several seeds, and the intervals it prints."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+SCRIPT = Path(__file__).parent.parent / "scripts/seeds.py"
+spec = importlib.util.spec_from_file_location("seeds", SCRIPT)
+assert spec
+assert spec.loader
+seeds = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(seeds)
+
+
+def test_the_interval_is_students():
+    values = np.random.default_rng(0).normal(0.8, 0.02, 5)
+    mean, spread, low, high = seeds.interval(values)
+    known = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    np.testing.assert_allclose([mean, spread, low, high], [values.mean(), values.std(ddof=1), known.low, known.high])
+    assert np.isnan(seeds.interval(values[:1])[1:]).all(), "one seed has no interval"
+
+
+def test_arms_are_trained_once_and_compared(tiny_settings, config_file, tmp_path):
+    config = config_file(tiny_settings)
+    command = [sys.executable, SCRIPT, config, "--arm", "few", "--arm", "more:train.steps=30", "--seeds", "3", "--json"]
+
+    def typed() -> list[dict]:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads(done.stdout)["rows"]
+
+    rows = typed()
+    assert [row["arm"] for row in rows] == ["few", "more", "more − few"]
+    few, more, difference = (np.array(row["values"]) for row in rows)
+    np.testing.assert_allclose(difference, more - few)
+    reports = sorted(tmp_path.glob("run-*-*/best/README.md"))
+    assert len(reports) == 2
+    assert rows[0]["low"] is None, "one seed has no interval"
+    before = [path.stat().st_mtime_ns for path in reports]
+    assert typed() == rows
+    assert [path.stat().st_mtime_ns for path in reports] == before, "a run that has ended is read"
+
+
+def test_a_mistake_in_any_arm_is_reported_before_the_first_run(tiny_settings, config_file, tmp_path):
+    done = subprocess.run(
+        [sys.executable, SCRIPT, config_file(tiny_settings), "--arm", "a", "--arm", "b:train.stps=3"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode
+    assert "train.stps" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("run-*"))
+
+
+def test_an_unknown_metric_names_those_there_are(tmp_path):
+    best = tmp_path / "run/best/evaluation-test"
+    best.mkdir(parents=True)
+    row = dict.fromkeys(("run", "study", "split", "modalities", "condition"), "") | {"seed": 0, "task": "kind"}
+    row |= {"metric": "accuracy", "group": "all", "value": 0.5, "n": 4, "low": 0.1, "high": 0.9}
+    (best / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert seeds.figure(tmp_path / "run", None) == 0.5
+    with pytest.raises(SystemExit, match="kind/accuracy"):
+        seeds.figure(tmp_path / "run", "kind/acuracy")
