@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,14 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModel, AutoTokenizer
-from transformers.utils import logging
+from transformers import AutoTokenizer
 
+from mmkt.layers import hf_body
 from mmkt.layers.masked import masked_mean, zero_masked
-from mmkt.pretrained import resolve, unreachable
 from mmkt.types import Encoded, Encoder, Processor
-
-logging.disable_progress_bar()  # ours is the one bar
 
 
 class HfText(Encoder):
@@ -52,18 +48,9 @@ class HfText(Encoder):
             pairs: a cell's list of two strings is one input with the tokenizer's separator, not two items.
         """
         super().__init__()
-        source = str(assets) if assets else resolve(model)
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(source)
-            config = AutoConfig.from_pretrained(source)
-            if assets or weights == "random":
-                self.body = AutoModel.from_config(config)
-            else:
-                self.body = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise unreachable(model, error) from error
-        if getattr(self.body, "pooler", None) is not None:
-            self.body.pooler = None  # we pool ourselves; its weights would train on nothing
+        self.tokenizer, self.body = hf_body.load(
+            model, assets, pretrained=weights == "pretrained", reader=AutoTokenizer, take=hf_body.without_pooler
+        )
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
         self.body.config.use_cache = False
@@ -89,12 +76,7 @@ class HfText(Encoder):
 
     def stages(self) -> list[list[str]]:
         """Embeddings, each layer, what comes after them."""
-        names = [name for name, _ in self.named_parameters()]
-        number = {n: int(m[1]) for n in names if (m := re.search(r"\.(?:layer|layers|h|block|blocks)\.(\d+)\.", n))}
-        first = [n for n in names if n not in number and re.search(r"embed|wte|wpe", n)]
-        last = [n for n in names if n not in number and n not in first]
-        layers = [[n for n in number if number[n] == k] for k in sorted(set(number.values()))]
-        return [stage for stage in (first, *layers, last) if stage]
+        return hf_body.stages(name for name, _ in self.named_parameters())
 
     def processor(self) -> Processor:
         """The tokenizer."""
