@@ -51,12 +51,47 @@ convnext = image_family(
     hf.ConvNextModel,
     lambda: hf.ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875),
 )
+CONVOLUTIONS = {"conv_dim": [16, 16, 16], "conv_kernel": [10, 3, 2], "conv_stride": [5, 2, 2], "num_feat_extract_layers": 3}
+QUIET = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "feat_proj_dropout": 0.0}
+POSITIONS = {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
+
+
+def raw_family(config, model, **chosen):
+    def make(folder: Path) -> None:
+        model(config(**SMALL, **CONVOLUTIONS, **QUIET, **POSITIONS, **chosen)).save_pretrained(folder)
+        normal = chosen.get("feat_extract_norm") == "layer"
+        hf.Wav2Vec2FeatureExtractor(do_normalize=normal, return_attention_mask=normal).save_pretrained(folder)
+
+    return make
+
+
+def ast(folder: Path) -> None:
+    config = hf.ASTConfig(**SMALL, **STILL, max_length=64, num_mel_bins=32)
+    hf.ASTModel(config).save_pretrained(folder)
+    hf.ASTFeatureExtractor(max_length=64, num_mel_bins=32).save_pretrained(folder)
+
+
+def whisper(folder: Path) -> None:
+    layers = {"encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sizes = {"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_source_positions": 50, "vocab_size": 20}
+    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3, "suppress_tokens": None}
+    hf.WhisperModel(hf.WhisperConfig(**layers, **sizes, **ends)).save_pretrained(folder)
+    hf.WhisperFeatureExtractor(chunk_length=1).save_pretrained(folder)
+
+
+STABLE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
 FAMILIES = {
     "vit": (vit, "hf_image", {}),
     "vit, another size": (vit, "hf_image", {"pooling": "cls", "size": 48}),
     "dinov2": (dinov2, "hf_image", {"pooling": "mean"}),
     "swin": (swin, "hf_image", {}),
     "convnext": (convnext, "hf_image", {}),
+    "wav2vec2": (raw_family(hf.Wav2Vec2Config, hf.Wav2Vec2Model), "hf_audio", {}),
+    "wav2vec2, layer norm": (raw_family(hf.Wav2Vec2Config, hf.Wav2Vec2Model, **STABLE), "hf_audio", {}),
+    "hubert": (raw_family(hf.HubertConfig, hf.HubertModel), "hf_audio", {}),
+    "wavlm": (raw_family(hf.WavLMConfig, hf.WavLMModel), "hf_audio", {}),
+    "ast": (ast, "hf_audio", {}),
+    "whisper": (whisper, "hf_audio", {}),
 }
 
 
@@ -123,6 +158,7 @@ def test_the_gradient_reaches_the_raw_input(encoder):
     assert (leaf.grad != 0).float().mean() > 0.9
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # inside transformers
 def test_bf16_and_compile_give_the_eager_answer(encoder):
     inputs = some(encoder, 0, 1)
     with torch.no_grad():
@@ -197,3 +233,58 @@ def test_summaries_that_do_not_exist_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"lack 2 of its ViTModel's parameters \(pooler"):
         make("vit", tmp_path / "headless")
     assert make("vit", tmp_path / "headless", pooling="cls").pooling == "cls"
+
+
+# ---------------------------------------------------------------- sound
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "wav2vec2, layer norm", "hubert", "wavlm"])
+def test_a_batch_of_clips_gets_what_the_model_gives_each_alone(family, tmp_path):
+    encoder = make(family, tmp_path / "original")
+    body = hf.AutoModel.from_pretrained(tmp_path / "original").eval()
+    extractor = hf.AutoFeatureExtractor.from_pretrained(tmp_path / "original")
+    inputs = some(encoder, 2, 0, 1)
+    with torch.no_grad():
+        ours = encoder(inputs)
+        for k, seed in enumerate((2, 0, 1)):
+            theirs = body(**extractor(raw(encoder, seed).numpy(), sampling_rate=16_000, return_tensors="pt")).last_hidden_state[0]
+            torch.testing.assert_close(ours.tokens[k][ours.mask[k]], theirs, atol=1e-5, rtol=0)
+        leaked = body(inputs["waveform"]).last_hidden_state[1, : len(theirs)]
+        if family == "hubert":  # the control: without our norm, padding changes the answer
+            assert (leaked - ours.tokens[1, : len(leaked)]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["ast", "whisper"])
+def test_the_front_end_gives_the_feature_extractors_numbers(family, tmp_path):
+    encoder = make(family, tmp_path / "original")
+    extractor = hf.AutoFeatureExtractor.from_pretrained(tmp_path / "original")
+    inputs = some(encoder, 2, 0, 1)
+    clips = [raw(encoder, seed).numpy() for seed in (2, 0, 1)]
+    theirs = extractor(clips, sampling_rate=16_000, return_tensors="pt")
+    if family == "ast":
+        ours, theirs = encoder.front.features(inputs["waveform"], inputs["lengths"]), theirs["input_values"]
+    else:
+        ours, theirs = encoder.front.features(inputs["waveform"]), theirs["input_features"]
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    body = hf.AutoModel.from_pretrained(tmp_path / "original").eval()
+    with torch.no_grad():
+        out = encoder(inputs)
+        if family == "ast":
+            torch.testing.assert_close(out.pooled, body(theirs).pooler_output, atol=1e-5, rtol=0)
+        else:
+            expected = body.encoder(theirs).last_hidden_state
+            torch.testing.assert_close(out.tokens[out.mask], expected[out.mask], atol=1e-5, rtol=0)
+            assert out.mask.sum(1).tolist() == [-(-len(clip) // 320) for clip in clips]
+
+
+def test_audio_that_does_not_fit_is_refused(tmp_path, tiny_bert):
+    with pytest.raises(ValueError, match=r"seconds: 5 is more than .* takes; up to 1 are"):
+        make("whisper", tmp_path / "whisper", seconds=5)
+    vit(tmp_path / "vit")
+    hf.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "vit")
+    with pytest.raises(ValueError, match=r"found a model of type 'vit'; hf_audio takes wav2vec2"):
+        make("wav2vec2", tmp_path / "vit")
+    short = make("wav2vec2", tmp_path / "raw")
+    one = short({"waveform": torch.ones(1, 3), "lengths": torch.tensor([3])})
+    assert one.mask.tolist() == [[True]]
+    assert one.pooled.isfinite().all()
