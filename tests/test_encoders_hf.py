@@ -172,6 +172,37 @@ def test_bf16_and_compile_give_the_eager_answer(encoder):
         torch.testing.assert_close(compiled.pooled, eager.pooled, atol=1e-5, rtol=1e-5)
 
 
+def test_activations_computed_again_give_the_same_gradients(family, encoder):
+    if family == "convnext":
+        with pytest.raises(ValueError, match=r"ConvNextModel cannot .* train.checkpointing: false"):
+            encoder.checkpoint_gradients()
+        return
+    inputs, found, kept = some(encoder, 0, 1), [], []
+
+    def note(x):
+        kept[-1] += x.numel()
+        return x
+
+    for module in encoder.modules():  # whatever else is random in training
+        if isinstance(module, torch.nn.Dropout) or hasattr(module, "drop_prob"):
+            module.p = module.drop_prob = 0.0
+    encoder.train()
+    for again in (False, True):
+        if again:
+            encoder.checkpoint_gradients()
+        encoder.zero_grad()
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            out = encoder(inputs)
+        (out.pooled * torch.linspace(-1, 1, encoder.width)).sum().backward()
+        found.append({name: p.grad for name, p in encoder.named_parameters()})
+    assert kept[1] < 0.7 * kept[0]  # it did compute them again
+    for name, grad in found[0].items():
+        assert (grad is None) == (found[1][name] is None), name
+        if grad is not None:
+            torch.testing.assert_close(found[1][name], grad, atol=1e-6, rtol=1e-6)
+
+
 def test_saved_and_loaded_without_the_original_to_the_bit(family, tmp_path):
     make(family, tmp_path / "original")
     data = settings(tmp_path / "nothing", tmp_path / "nothing", tmp_path / "run")

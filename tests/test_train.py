@@ -54,6 +54,21 @@ def lines(run: Path) -> list[dict]:
 # ---------------------------------------------------------------- the loop
 
 
+def test_checkpointing_changes_no_loss_and_only_encoders_that_train(tiny_settings, monkeypatch):
+    called, found = [], []
+    for name in ("hf_text", "timm_image", "spectrogram"):
+        cls = Parts().find("encoders", name)
+        plain = cls.checkpoint_gradients
+        monkeypatch.setattr(cls, "checkpoint_gradients", lambda self, n=name, f=plain: (called.append(n), f(self)))
+    tiny_settings["transfer"] = {"name": "full", "frozen": ["encoders.image"]}
+    for on in ("false", "true"):
+        run = f"{tiny_settings['run']}-{on}"
+        launch.train(experiment(tiny_settings, f"train.checkpointing={on}", f"run={run}"))
+        found.append([line["loss"] for line in lines(Path(run)) if "loss" in line])
+        assert called == ([] if on == "false" else ["hf_text", "spectrogram"])
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+
+
 def test_it_learns_what_takes_all_modalities(tiny_settings):
     rows = launch.train(experiment(tiny_settings, "train.steps=60", "train.evaluate_every=20"))
     accuracy = {r.group: r for r in rows if r.metric == "accuracy"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -90,13 +90,17 @@ class HfAudio(Encoder):
         """A tenth of a second of silence."""
         return {"waveform": torch.zeros(1, self.rate // 10), "lengths": torch.tensor([self.rate // 10])}
 
+    def checkpoint_gradients(self) -> None:
+        """Every layer."""
+        hf_body.checkpoint_gradients(self.body)
+
     def save_assets(self, folder: Path) -> None:
         """Configuration and preprocessing."""
         self.body.config.save_pretrained(folder)
         self.extractor.save_pretrained(folder)
 
 
-def _hearing(body: torch.nn.Module) -> torch.nn.Module:
+def _hearing(body: Any) -> torch.nn.Module:
     """Whisper's encoder without its decoder; the others whole."""
     kind = body.config.model_type
     if kind not in LISTENERS:

@@ -114,6 +114,10 @@ class HfImage(Encoder):
         """A black picture."""
         return {"pixels": torch.zeros(1, 3, self.side, self.side)}
 
+    def checkpoint_gradients(self) -> None:
+        """Every layer."""
+        hf_body.checkpoint_gradients(self.body)
+
     def save_assets(self, folder: Path) -> None:
         """Configuration and preprocessing."""
         self.body.config.save_pretrained(folder)

@@ -87,6 +87,10 @@ class HfText(Encoder):
         processor = self.processor()
         return processor.pad([processor("")])
 
+    def checkpoint_gradients(self) -> None:
+        """Every layer."""
+        hf_body.checkpoint_gradients(self.body)
+
     def save_assets(self, folder: Path) -> None:
         """Configuration and tokenizer."""
         self.body.config.save_pretrained(folder)

@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mmkt.layers.log_mel import LogMel
 from mmkt.layers.masked import masked_mean, zero_masked
@@ -70,6 +71,7 @@ class Spectrogram(Encoder):
         """
         super().__init__()
         self.rate, self.samples, self.patch, self.augment = rate, round(rate * seconds), patch, augment
+        self.checkpointing = False
         self.front = LogMel(rate, mels, window, hop)
         self.trunk: Trunk | None = None
         if backbone == "transformer":
@@ -100,7 +102,8 @@ class Spectrogram(Encoder):
         mask = nn.functional.pad(mask, (0, short))[:, :: self.patch]  # a step is there when its first frame is
         x = self.embed(x) + self.positions[: x.shape[1]]
         for block in self.blocks:
-            x = block(x, mask)
+            again = self.checkpointing and self.training
+            x = checkpoint(block, x, mask, use_reentrant=False) if again else block(x, mask)
         tokens = zero_masked(self.norm(x), mask)
         return Encoded(tokens, mask, masked_mean(tokens, mask), mask[:, 0])
 
@@ -118,6 +121,12 @@ class Spectrogram(Encoder):
     def blank(self) -> dict[str, Tensor]:
         """A tenth of a second of silence."""
         return {"waveform": torch.zeros(1, self.rate // 10), "lengths": torch.tensor([self.rate // 10])}
+
+    def checkpoint_gradients(self) -> None:
+        """Every block of the transformer, or as timm divides the trunk."""
+        self.checkpointing = True
+        if self.trunk:
+            self.trunk.checkpoint_gradients()
 
     def save_assets(self, folder: Path) -> None:
         """The architecture of a timm backbone."""

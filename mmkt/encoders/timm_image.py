@@ -88,6 +88,10 @@ class TimmImage(Encoder):
         """A black picture."""
         return {"pixels": torch.zeros(1, self.channels, self.side, self.side)}
 
+    def checkpoint_gradients(self) -> None:
+        """As timm divides the trunk."""
+        self.trunk.checkpoint_gradients()
+
     def save_assets(self, folder: Path) -> None:
         """The architecture."""
         self.trunk.save(folder)

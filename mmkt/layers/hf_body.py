@@ -75,6 +75,21 @@ def without_pooler(body: Any) -> Any:
     return body
 
 
+def checkpoint_gradients(body: Any) -> None:
+    """Have every layer computed again in backward.
+
+    Raises:
+        ValueError: the architecture can't.
+    """
+    if not body.supports_gradient_checkpointing:
+        raise ValueError(f"transformers' {type(body).__name__} cannot compute layers again; set train.checkpointing: false")
+    kind = {"use_reentrant": False}
+    if hasattr(body, "activation_checkpointing_enable"):
+        body.activation_checkpointing_enable(activation_checkpointing_kwargs=kind)
+    else:  # transformers 5.20 has only the older name, which later ones warn of
+        body.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kind)
+
+
 def stages(names: Iterable[str]) -> list[list[str]]:
     """Parameter names, in the order of registration, cut wherever the numbers of layers in them change."""
 

@@ -29,7 +29,7 @@ class RawWave(nn.Module):
 
     def __init__(self, extractor: Any, config: Any):
         super().__init__()
-        if config.add_adapter if hasattr(config, "add_adapter") else False:
+        if getattr(config, "add_adapter", False):
             raise ValueError("a body with add_adapter: true is not supported; give the checkpoint without the adapter")
         self.normalize = extractor.do_normalize
         self.shortest = 1  # samples that make one token
@@ -76,7 +76,8 @@ class KaldiMel(nn.Module):
     def __init__(self, extractor: Any, config: Any):
         super().__init__()
         self.rate, self.frames, self.mels = extractor.sampling_rate, extractor.max_length, extractor.num_mel_bins
-        self.mean, self.scale = (extractor.mean, 2 * extractor.std) if extractor.do_normalize else (0.0, 1.0)
+        self.mean: float = extractor.mean if extractor.do_normalize else 0.0
+        self.scale: float = 2 * extractor.std if extractor.do_normalize else 1.0
         self.window, self.hop = int(0.025 * self.rate), int(0.010 * self.rate)
         self.samples = self.window + (self.frames - 1) * self.hop
 
