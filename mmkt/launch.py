@@ -147,6 +147,9 @@ def _figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator) -
         task = bar.add_task(f"evaluating {settings.split}", total=len(chosen) // distributed.world_size())
         advance = partial(bar.advance, task)
         predictions = predict(model, feed, chosen, device=accelerator.device, autocast=accelerator.autocast, advance=advance)
+    first, *others = distributed.everyone(feed.cuts)
+    for line in first.lines(*others):
+        distributed.say(line)
     about = About(Path(config.run).name, "", config.seed, settings.split, "+".join(sorted(model.modalities)), "clean")
     metrics = judges(model, settings.metrics, parts)
     return score(predictions, metrics, about=about, resamples=settings.resamples) if metrics else [], predictions

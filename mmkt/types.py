@@ -148,7 +148,10 @@ class Processor(ABC):
 
     @abstractmethod
     def pad(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """N items stacked and padded."""
+        """N items stacked and padded.
+
+        Where items can be longer than what the encoder takes, ``cut`` (N,) bool says which were: a run reports how many.
+        """
 
     def whole(self, cell: Any) -> bool:
         """Whether a list in a cell is one item of this processor (a sentence pair), not several items."""

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from conftest import settings
+from conftest import WORDS, settings
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from mmkt.config import check
 from mmkt.experiment import Experiment
@@ -79,8 +80,21 @@ def whisper(folder: Path) -> None:
     hf.WhisperFeatureExtractor(chunk_length=1).save_pretrained(folder)
 
 
+def bert(folder: Path) -> None:
+    words = {word: k for k, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [("[CLS]", 2), ("[SEP]", 3)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    named = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
+    hf.BertModel(hf.BertConfig(**SMALL, **STILL, vocab_size=len(words))).save_pretrained(folder)
+
+
 STABLE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
 FAMILIES = {
+    "bert": (bert, "hf_text", {}),
+    "bert, windows": (bert, "hf_text", {"max_tokens": 5, "windows": 3, "pooling": "cls"}),
     "vit": (vit, "hf_image", {}),
     "vit, another size": (vit, "hf_image", {"pooling": "cls", "size": 48}),
     "dinov2": (dinov2, "hf_image", {"pooling": "mean"}),
@@ -155,7 +169,9 @@ def test_the_gradient_reaches_the_raw_input(encoder):
     out = encoder(inputs)
     (out.pooled * torch.linspace(-1, 1, encoder.width)).sum().backward()
     assert leaf.grad.isfinite().all()
-    assert (leaf.grad != 0).float().mean() > 0.9
+    real = inputs["attention_mask"].bool() if encoder.kind == "text" else torch.ones_like(leaf, dtype=torch.bool)
+    assert (leaf.grad[real] != 0).float().mean() > 0.9
+    assert not leaf.grad[~real].any()
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # inside transformers
@@ -233,6 +249,34 @@ def test_what_cannot_be_had_is_refused_in_words(family, tmp_path):
     (tmp_path / "pickled" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"could not be loaded.*safetensors"):
         make(family, tmp_path / "pickled")
+
+
+# ---------------------------------------------------------------- long texts
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_windows_are_read_alone_and_weighted_by_their_tokens(pooling, tmp_path):
+    encoder = make("bert, windows", tmp_path / "original", pooling=pooling)
+    words = ["what", "is", "it", "the", "red", "round", "large", "loud"]
+    processor, alone = encoder.processor(), make("bert", tmp_path / "original", pooling=pooling)
+    items = [processor("it"), processor(" ".join(words[:7])), processor(" ".join(words * 2))]
+    assert [len(item["input_ids"]) for item in items] == [1, 3, 3]
+    batch = processor.pad(items)
+    assert batch["cut"].tolist() == [False, False, True]
+    with torch.no_grad():
+        out, read = encoder(batch), alone.processor()
+        parts = [alone(read.pad([read(" ".join(words[k : k + 3][: 7 - k]))])) for k in (0, 3, 6)]
+        tokens = torch.cat([part.tokens[0] for part in parts])
+        weights = torch.tensor([part.tokens.shape[1] for part in parts]) / len(tokens)
+        assert weights.tolist() == pytest.approx([5 / 13, 5 / 13, 3 / 13])
+        torch.testing.assert_close(out.tokens[1][out.mask[1]], tokens, atol=1e-5, rtol=0)
+        pooled = sum(weight * part.pooled[0] for weight, part in zip(weights, parts))
+        torch.testing.assert_close(out.pooled[1], pooled, atol=1e-5, rtol=0)
+
+
+def test_windows_of_pairs_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="windows: 3 does not go with pairs: true; set windows: 1"):
+        make("bert, windows", tmp_path / "original", pairs=True)
 
 
 # ---------------------------------------------------------------- pictures

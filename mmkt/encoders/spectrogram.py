@@ -56,7 +56,7 @@ class Spectrogram(Encoder):
             house: unused.
             assets: a checkpoint's folder with the architecture of a timm backbone.
             rate: Hz; clips are resampled to it.
-            seconds: longer clips are cut to it, with a warning.
+            seconds: longer clips are cut to it, and counted.
             mels: mel bands.
             window: of the Fourier transform, in seconds.
             hop: between frames, in seconds.

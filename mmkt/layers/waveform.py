@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -29,17 +28,16 @@ class Waveform(Processor):
 
     def __call__(self, item: Tensor, view: str | None = None) -> dict[str, Tensor]:
         """One clip, cut and augmented."""
-        if len(item) > self.samples:
-            warnings.warn(f"clips longer than seconds: {self.samples / self.rate:g} are cut", stacklevel=2)
         x = item[: self.samples]
         if view and self.augment:
             shift, volume, snr = torch.rand(3).tolist()
             x = torch.roll(x, round((2 * shift - 1) * 0.05 * len(x)))
             noise = torch.randn_like(x) * x.pow(2).mean().sqrt() * 10 ** (-(10 + 30 * snr) / 20)
             x = ((x + noise) * 10 ** ((2 * volume - 1) * 6 / 20)).clamp(-1, 1)
-        return {"waveform": x}
+        return {"waveform": x, "cut": torch.tensor(len(item) > self.samples)}
 
     def pad(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """N clips, with zeros past each one's end."""
         waveforms = [item["waveform"] for item in items]
-        return {"waveform": pad_sequence(waveforms, batch_first=True), "lengths": torch.tensor([len(w) for w in waveforms])}
+        lengths, cut = torch.tensor([len(w) for w in waveforms]), torch.stack([item["cut"] for item in items])
+        return {"waveform": pad_sequence(waveforms, batch_first=True), "lengths": lengths, "cut": cut}
