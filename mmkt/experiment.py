@@ -104,6 +104,8 @@ class Train(Section):
     accumulate: Count = 1
     """Batches a step."""
     precision: Literal["no", "bf16", "fp16"] = "no"
+    checkpointing: bool = False
+    """Encoders that train compute activations again in backward: less memory, more time, the same gradients."""
     evaluate_every: Count | None = None
     """Steps between evaluations; by default once an epoch."""
     save_every: Count | None = None

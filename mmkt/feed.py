@@ -18,7 +18,7 @@ from mmkt import distributed
 from mmkt.checkpoint import read_json, write_json
 from mmkt.data import manifest as manifests
 from mmkt.data import media, sampling
-from mmkt.data.collate import Collate
+from mmkt.data.collate import Collate, Cuts
 from mmkt.data.decode import Limits
 from mmkt.data.manifest import Manifest
 from mmkt.data.memory import Memory
@@ -99,6 +99,7 @@ class Feed:
         self.columns = {m: data.columns.get(m, m) for m in self.modalities}
         self.processors = {m: encoder.processor() for m, encoder in model.encoders.items()}
         self.limits = Limits(data.max_pixels, data.max_seconds, data.max_characters)
+        self.cuts = Cuts()
         self.memory = Memory(data.memory * 1e9 / max(1, data.workers))
         table = manifest.table
         self.domains, self.domain = _codes(table["domain"].to_pylist())
@@ -179,13 +180,18 @@ class Feed:
             start=start,
             stop=stop,
         )
-        return iter(self._loader(self._rows(True, views), sampler, pin))
+        return self._noted(iter(self._loader(self._rows(True, views), sampler, pin)))
 
     def evaluation(self, rows: np.ndarray, pin: bool = False) -> Iterator[Batch]:
         """This rank's share of some rows, each once over all ranks."""
         rank, world = distributed.rank(), distributed.world_size()
         batches = sampling.evaluation(rows, max(1, self.data.batch_size // world), rank, world)
-        return iter(self._loader(self._rows(False), batches, pin))
+        return self._noted(iter(self._loader(self._rows(False), batches, pin)))
+
+    def _noted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self.cuts.note(batch)
+            yield batch
 
     def _rows(self, train: bool, views: Sequence[str] = ()) -> Rows:
         return Rows(

@@ -23,12 +23,12 @@ from mmkt.evaluate import judges, predict
 from mmkt.experiment import Experiment
 from mmkt.feed import Feed, learn_vocabularies, open_manifest
 from mmkt.learner import Learner
-from mmkt.model import Model
+from mmkt.model import Model, matches
 from mmkt.parts import ConfigError, Parts
 from mmkt.run import Run, environment
 from mmkt.score import About, score
 from mmkt.train import fit, steps_of
-from mmkt.types import Predictions, Row
+from mmkt.types import Phase, Predictions, Row
 
 
 class Setup(NamedTuple):
@@ -57,6 +57,17 @@ def use_threads(accelerator: Accelerator, threads: int | None) -> None:
         torch.set_num_threads(threads or os.cpu_count() or 1)
 
 
+def checkpoint_encoders(learner: Learner, plan: Sequence[Phase]) -> None:
+    """Turn gradient checkpointing on in every encoder that some phase trains."""
+    trained = set().union(*(learner.trained_in(phase) for phase in plan))
+    for m, encoder in learner.model.encoders.items():
+        if any(matches(name, f"encoders.{m}") for name in trained):
+            try:
+                encoder.checkpoint_gradients()
+            except ValueError as error:
+                raise ConfigError([("train.checkpointing", f"encoders.{m}: {error}")]) from error
+
+
 def train(config: Experiment, *, resume: bool = False, dry: bool = False) -> list[Row] | dict[str, Any]:
     """Train, evaluate the best checkpoint on ``evaluate.split``, and write its card.
 
@@ -72,8 +83,10 @@ def train(config: Experiment, *, resume: bool = False, dry: bool = False) -> lis
     console = Console(stderr=True)
     setup = build(config)
     transfer = setup.parts.build("transfer", config.transfer)
+    plan = transfer.phases(setup.learner, steps_of(config.train, setup.feed))
+    if config.train.checkpointing:
+        checkpoint_encoders(setup.learner, plan)
     if dry:
-        plan = transfer.phases(setup.learner, steps_of(config.train, setup.feed))
         return dry_run(setup.learner, setup.feed, plan, config.train, console, accelerator.device)
     run = Run(config.run, config, fingerprint(setup.manifest), resume=resume)
     if config.trackers:
@@ -134,6 +147,9 @@ def _figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator) -
         task = bar.add_task(f"evaluating {settings.split}", total=len(chosen) // distributed.world_size())
         advance = partial(bar.advance, task)
         predictions = predict(model, feed, chosen, device=accelerator.device, autocast=accelerator.autocast, advance=advance)
+    first, *others = distributed.everyone(feed.cuts)
+    for line in first.lines(*others):
+        distributed.say(line)
     about = About(Path(config.run).name, "", config.seed, settings.split, "+".join(sorted(model.modalities)), "clean")
     metrics = judges(model, settings.metrics, parts)
     return score(predictions, metrics, about=about, resamples=settings.resamples) if metrics else [], predictions

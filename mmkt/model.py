@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmkt import checkpoint
+from mmkt import checkpoint, distributed
 from mmkt.config import dump, revive
-from mmkt.data.collate import Collate
+from mmkt.data.collate import Collate, Cuts
 from mmkt.data.rows import Rows
 from mmkt.experiment import Experiment
 from mmkt.parts import ConfigError, Parts
@@ -122,16 +122,20 @@ class Model(nn.Module):
         device, none = next(self.parameters()).device, torch.full((len(rows),), -1)
         collate = Collate(self.modalities, processors, {}, none, none)
         items = [source.item(cells, k) for k, cells in enumerate(rows)]
-        training, found = self.training, []
+        training, found, cuts = self.training, [], Cuts()
         self.eval()
         with torch.inference_mode():
             for start in range(0, len(items), batch_size):
-                logits = self(collate(items[start : start + batch_size]).to(device)).logits
+                batch = collate(items[start : start + batch_size])
+                cuts.note(batch)
+                logits = self(batch.to(device)).logits
                 decoded = {task: head.decode(logits[task].cpu()) for task, head in self.heads.items()}
                 for k in range(len(items[start : start + batch_size])):
                     answer = {task: {name: column[k] for name, column in columns.items()} for task, columns in decoded.items()}
                     found.append(answer)
         self.train(training)
+        for line in cuts.lines():
+            distributed.say(line)
         return found
 
     # ------------------------------------------------------------ building, saving, loading

@@ -148,7 +148,10 @@ class Processor(ABC):
 
     @abstractmethod
     def pad(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """N items stacked and padded."""
+        """N items stacked and padded.
+
+        Where items can be longer than what the encoder takes, ``cut`` (N,) bool says which were: a run reports how many.
+        """
 
     def whole(self, cell: Any) -> bool:
         """Whether a list in a cell is one item of this processor (a sentence pair), not several items."""
@@ -181,6 +184,16 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def blank(self) -> dict[str, Tensor]:
         """Inputs of one empty item, on the CPU: what a tower runs on in training when no local row has its modality."""
+
+    def checkpoint_gradients(self) -> None:
+        """From now on, in training, compute activations again in backward instead of keeping them.
+
+        Gradients stay the same; memory is traded for about a third more time.
+
+        Raises:
+            ValueError: this encoder can't.
+        """
+        raise ValueError(f"{type(self).__name__} cannot compute activations again in backward; set train.checkpointing: false")
 
     def save_assets(self, folder: Path) -> None:
         """Write what rebuilding takes beside settings and weights (a tokenizer, an architecture)."""

@@ -92,6 +92,35 @@ def test_rebuilt_from_its_own_files(encoder, tmp_path):
     assert torch.equal(encoder(inputs).pooled, again(inputs).pooled)
 
 
+def test_activations_computed_again_give_the_same_gradients(encoder):
+    processor = encoder.processor()
+    inputs, found, kept = processor.pad([processor(raw(encoder, 1))]), [], []
+
+    def note(x):
+        kept[-1] += x.numel()
+        return x
+
+    for again in (False, True):
+        encoder.train().zero_grad()
+        if again:
+            encoder.checkpoint_gradients()
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            out = encoder(inputs)
+        out.pooled.square().sum().backward()
+        found.append([p.grad for p in encoder.parameters()])
+    assert kept[1] < kept[0]  # it did compute them again
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+
+
+def test_an_encoder_that_cannot_compute_again_says_so():
+    encoder = TimmImage({}, None, model="test_efficientnet_gn", weights="random", size=32)
+    encoder.trunk.body = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r"timm's Linear cannot .* train.checkpointing: false"):
+        encoder.checkpoint_gradients()
+
+
 def test_embeddings_are_the_handle_on_text(tiny_bert):
     encoder = text(tiny_bert)
     processor = encoder.processor()

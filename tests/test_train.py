@@ -54,6 +54,40 @@ def lines(run: Path) -> list[dict]:
 # ---------------------------------------------------------------- the loop
 
 
+def test_checkpointing_changes_no_loss_and_only_encoders_that_train(tiny_settings, monkeypatch):
+    called, found = [], []
+    for name in ("hf_text", "timm_image", "spectrogram"):
+        cls = Parts().find("encoders", name)
+        plain = cls.checkpoint_gradients
+        monkeypatch.setattr(cls, "checkpoint_gradients", lambda self, n=name, f=plain: (called.append(n), f(self)))
+    tiny_settings["transfer"] = {"name": "full", "frozen": ["encoders.image"]}
+    for on in ("false", "true"):
+        run = f"{tiny_settings['run']}-{on}"
+        launch.train(experiment(tiny_settings, f"train.checkpointing={on}", f"run={run}"))
+        found.append([line["loss"] for line in lines(Path(run)) if "loss" in line])
+        assert called == ([] if on == "false" else ["hf_text", "spectrogram"])
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+
+
+def test_what_is_cut_is_counted_and_said_once(tiny_settings, capsys):
+    encoders = tiny_settings["model"]["encoders"]
+    encoders["audio"]["seconds"] = 0.2  # clips have 0.15 to 0.3
+    launch.train(experiment(tiny_settings))
+    said = [line for line in capsys.readouterr().err.splitlines() if "cut" in line]
+    assert len(said) == 1
+    cut, seen = (int(word) for word in said[0].split() if word.isdigit())
+    # 6 steps of 12 rows and the one that looks for what is unreached, validation twice, the test split
+    assert seen == 7 * 12 + 2 * 24 + 24
+    assert said[0].startswith("audio: ")
+    assert 0.4 < cut / seen < 0.9
+    model = mmkt.load(Path(tiny_settings["run"]) / "best")
+    model.predict([{"audio": (np.zeros(n, dtype=np.float32), 8000)} for n in (1600, 1601)])
+    assert "audio: 1 of 2 items read were longer" in capsys.readouterr().err
+    encoders["audio"]["seconds"] = 0.5
+    launch.train(experiment(tiny_settings, f"run={tiny_settings['run']}-whole"))
+    assert "longer than their encoder takes" not in capsys.readouterr().err
+
+
 def test_it_learns_what_takes_all_modalities(tiny_settings):
     rows = launch.train(experiment(tiny_settings, "train.steps=60", "train.evaluate_every=20"))
     accuracy = {r.group: r for r in rows if r.metric == "accuracy"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -60,6 +61,27 @@ class Collate:
                 assert "items" not in padded, "'items' says which item each row has"
                 inputs[modality] = {**padded, "items": _places([len(row.get(modality, [])) for row in rows])}
         return inputs
+
+
+class Cuts:
+    """How many items were longer than what their encoder takes, by modality, said once."""
+
+    def __init__(self) -> None:
+        self.cut: Counter[str] = Counter()
+        self.seen: Counter[str] = Counter()
+
+    def note(self, batch: Batch) -> None:
+        """Count a batch's."""
+        for m, inputs in batch.inputs.items():
+            if isinstance(inputs, dict) and "cut" in inputs:
+                self.cut[m] += int(inputs["cut"].sum())
+                self.seen[m] += len(inputs["cut"])
+
+    def lines(self, *others: Cuts) -> list[str]:
+        """A line for each modality of which items were cut, here and in ``others``."""
+        every = (self, *others)
+        cut, seen = sum((x.cut for x in every), Counter()), sum((x.seen for x in every), Counter())
+        return [f"{m}: {n} of {seen[m]} items read were longer than their encoder takes, and cut" for m, n in cut.items() if n]
 
 
 def _places(counts: Sequence[int]) -> Tensor:

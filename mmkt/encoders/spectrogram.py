@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,12 +10,13 @@ import torch
 from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from mmkt.layers.log_mel import LogMel
 from mmkt.layers.masked import masked_mean, zero_masked
 from mmkt.layers.transformer import Block, sinusoids
 from mmkt.layers.trunk import Trunk
+from mmkt.layers.waveform import Waveform
 from mmkt.types import Encoded, Encoder, Processor
 
 
@@ -56,7 +56,7 @@ class Spectrogram(Encoder):
             house: unused.
             assets: a checkpoint's folder with the architecture of a timm backbone.
             rate: Hz; clips are resampled to it.
-            seconds: longer clips are cut to it, with a warning.
+            seconds: longer clips are cut to it, and counted.
             mels: mel bands.
             window: of the Fourier transform, in seconds.
             hop: between frames, in seconds.
@@ -71,6 +71,7 @@ class Spectrogram(Encoder):
         """
         super().__init__()
         self.rate, self.samples, self.patch, self.augment = rate, round(rate * seconds), patch, augment
+        self.checkpointing = False
         self.front = LogMel(rate, mels, window, hop)
         self.trunk: Trunk | None = None
         if backbone == "transformer":
@@ -101,7 +102,8 @@ class Spectrogram(Encoder):
         mask = nn.functional.pad(mask, (0, short))[:, :: self.patch]  # a step is there when its first frame is
         x = self.embed(x) + self.positions[: x.shape[1]]
         for block in self.blocks:
-            x = block(x, mask)
+            again = self.checkpointing and self.training
+            x = checkpoint(block, x, mask, use_reentrant=False) if again else block(x, mask)
         tokens = zero_masked(self.norm(x), mask)
         return Encoded(tokens, mask, masked_mean(tokens, mask), mask[:, 0])
 
@@ -114,36 +116,19 @@ class Spectrogram(Encoder):
 
     def processor(self) -> Processor:
         """Cut to ``seconds``; in training with ``augment`` also shift, volume and noise."""
-        return _Waveform(self.rate, self.samples, self.augment)
+        return Waveform(self.rate, self.samples, self.augment)
 
     def blank(self) -> dict[str, Tensor]:
         """A tenth of a second of silence."""
         return {"waveform": torch.zeros(1, self.rate // 10), "lengths": torch.tensor([self.rate // 10])}
 
+    def checkpoint_gradients(self) -> None:
+        """Every block of the transformer, or as timm divides the trunk."""
+        self.checkpointing = True
+        if self.trunk:
+            self.trunk.checkpoint_gradients()
+
     def save_assets(self, folder: Path) -> None:
         """The architecture of a timm backbone."""
         if self.trunk:
             self.trunk.save(folder)
-
-
-class _Waveform(Processor):
-    kind = "audio"
-
-    def __init__(self, rate: int, samples: int, augment: bool):
-        self.rate, self.samples = rate, samples
-        self.draws = self.augment = augment
-
-    def __call__(self, item: Tensor, view: str | None = None) -> dict[str, Tensor]:
-        if len(item) > self.samples:
-            warnings.warn(f"clips longer than seconds: {self.samples / self.rate:g} are cut", stacklevel=2)
-        x = item[: self.samples]
-        if view and self.augment:
-            shift, volume, snr = torch.rand(3).tolist()
-            x = torch.roll(x, round((2 * shift - 1) * 0.05 * len(x)))
-            noise = torch.randn_like(x) * x.pow(2).mean().sqrt() * 10 ** (-(10 + 30 * snr) / 20)
-            x = ((x + noise) * 10 ** ((2 * volume - 1) * 6 / 20)).clamp(-1, 1)
-        return {"waveform": x}
-
-    def pad(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        waveforms = [item["waveform"] for item in items]
-        return {"waveform": pad_sequence(waveforms, batch_first=True), "lengths": torch.tensor([len(w) for w in waveforms])}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import timm
 import torch
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
-from torchvision.transforms import v2
 
+from mmkt.layers.pixels import Pixels
 from mmkt.layers.trunk import Trunk
 from mmkt.types import Encoded, Encoder, Processor
 
@@ -84,34 +82,16 @@ class TimmImage(Encoder):
 
     def processor(self) -> Processor:
         """Resize and centre crop, in training with ``augment`` a random affine map as well."""
-        return _Pixels(self.side, self.channels, self.augment, self.preprocessing)
+        return Pixels(self.side, self.channels, self.augment, self.preprocessing)
 
     def blank(self) -> dict[str, Tensor]:
         """A black picture."""
         return {"pixels": torch.zeros(1, self.channels, self.side, self.side)}
 
+    def checkpoint_gradients(self) -> None:
+        """As timm divides the trunk."""
+        self.trunk.checkpoint_gradients()
+
     def save_assets(self, folder: Path) -> None:
         """The architecture."""
         self.trunk.save(folder)
-
-
-class _Pixels(Processor):
-    kind = "image"
-
-    def __init__(self, side: int, channels: int, augment: bool, preprocessing: Mapping[str, Any]):
-        self.mode = "L" if channels == 1 else "RGB"
-        # normalize=False: the raw space is pixels in [0, 1] for every model
-        self.transform = timm.data.create_transform((channels, side, side), normalize=False, **preprocessing)
-        self.random = v2.RandomAffine(
-            degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR
-        )
-        self.draws = self.augment = augment
-
-    def __call__(self, item: Image.Image, view: str | None = None) -> dict[str, Tensor]:
-        pixels = self.transform(item.convert(self.mode))
-        if view and self.augment:
-            pixels = self.random(pixels)
-        return {"pixels": pixels}
-
-    def pad(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return {"pixels": torch.stack([item["pixels"] for item in items]).float() / 255}

@@ -68,6 +68,20 @@ class Trunk(nn.Module):
         groups = group_parameters(self.body, self.body.group_matcher(coarse=False))
         return [[f"{prefix}body.{name}" for name in groups[key]] for key in sorted(groups)]
 
+    def checkpoint_gradients(self) -> None:
+        """Have blocks computed again in backward.
+
+        A batch norm inside them then moves its running statistics twice a step; the gradients are the same.
+
+        Raises:
+            ValueError: the architecture can't.
+        """
+        kind = type(self.body).__name__
+        try:
+            self.body.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError):
+            raise ValueError(f"timm's {kind} cannot compute blocks again; set train.checkpointing: false") from None
+
     def data_config(self) -> dict[str, Any]:
         """The preprocessing timm has for this model: mean, std, interpolation, crop_pct, input_size."""
         return timm.data.resolve_data_config(model=self.body, verbose=False)
