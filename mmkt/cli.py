@@ -14,7 +14,7 @@ from mmkt import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0, 2 for a mistake in what was typed or read, 130 when interrupted."""
+    """Run a command and exit: 0, 2 for a mistake in what was typed or read, 75 for a training to resume, 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     sys.path.append(str(Path.cwd()))  # where plugins may lie
     options, rest = parser().parse_known_args(arguments)
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.command(options)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, FileNotFoundError) as error:  # ValueError is for people, by the rule of the house
+    except (ValueError, OSError) as error:  # ValueError is for people, by the rule of the house; OSError is the machine's
         if os.environ.get("MMKT_TRACEBACK"):
             raise
         words = str(error)
@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("config", help="an experiment file (YAML)")
     one.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as model.fusion=gated train.lr=3e-4")
     one.add_argument("--resume", action="store_true", help="continue the run in its folder")
+    one.add_argument("--max-time", metavar="3h30m", help="stop in good order after this time, with exit status 75")
     one.add_argument("--dry-run", action="store_true", help="say what would happen: shapes, parameters, memory, time")
     one = command("evaluate", evaluate, "evaluate a checkpoint")
     one.add_argument("checkpoint", help="its folder, or a Hub id")
@@ -88,9 +89,17 @@ def train(options: argparse.Namespace) -> None:
     from mmkt.experiment import Experiment
 
     config = read(Experiment, options.config, options.overrides)
-    from mmkt import launch
+    from mmkt import distributed, launch
+    from mmkt.stop import RESUME_ME, Stopped, seconds
 
-    found = launch.train(config, resume=options.resume, dry=options.dry_run)
+    limit = seconds(options.max_time) if options.max_time else None
+    try:
+        found = launch.train(config, resume=options.resume, dry=options.dry_run, max_time=limit)
+    except Stopped as stopped:
+        distributed.say(f"{stopped} in {config.run}: to continue, type the same command with --resume (exit status {RESUME_ME})")
+        if options.json and distributed.rank() == 0:
+            print(json.dumps({"stopped": {"step": stopped.step, "steps": stopped.steps, "run": config.run}}))
+        sys.exit(RESUME_ME)
     if not options.dry_run:
         _figures(found, options)
     elif options.json:

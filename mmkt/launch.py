@@ -27,6 +27,8 @@ from mmkt.model import Model
 from mmkt.parts import ConfigError, Parts
 from mmkt.run import Run, environment
 from mmkt.score import About, score
+from mmkt.stop import Stop, Stopped
+from mmkt.telemetry import TrainingError
 from mmkt.train import fit, steps_of
 from mmkt.types import Predictions, Row
 
@@ -57,17 +59,24 @@ def use_threads(accelerator: Accelerator, threads: int | None) -> None:
         torch.set_num_threads(threads or os.cpu_count() or 1)
 
 
-def train(config: Experiment, *, resume: bool = False, dry: bool = False) -> list[Row] | dict[str, Any]:
+def train(
+    config: Experiment, *, resume: bool = False, dry: bool = False, max_time: float | None = None
+) -> list[Row] | dict[str, Any]:
     """Train, evaluate the best checkpoint on ``evaluate.split``, and write its card.
 
     Args:
         config: the experiment.
         resume: continue the run in its folder.
         dry: only say what would happen; the return value is that, as plain data.
+        max_time: seconds after which training stops at the next logged step.
+
+    Raises:
+        Stopped: by ``max_time``, SIGTERM or Ctrl-C; the state to resume from is saved.
     """
     accelerator = Accelerator(
         mixed_precision=config.train.precision, log_with=list(config.trackers) or None, project_dir=config.run
     )
+    stop = Stop(accelerator, max_time)
     use_threads(accelerator, config.threads)
     console = Console(stderr=True)
     setup = build(config)
@@ -78,7 +87,19 @@ def train(config: Experiment, *, resume: bool = False, dry: bool = False) -> lis
     run = Run(config.run, config, fingerprint(setup.manifest), resume=resume)
     if config.trackers:
         accelerator.init_trackers("tensorboard")
-    speed = fit(setup.learner, setup.feed, transfer, run, accelerator, config.train, seed=config.seed, resumed=resume)
+    try:
+        with stop:
+            speed = fit(setup.learner, setup.feed, transfer, run, accelerator, config.train, seed=config.seed, resumed=resume)
+    except Stopped:
+        _finish(accelerator)
+        raise
+    except RuntimeError as error:
+        if not distributed.is_lost(error):
+            raise
+        raise TrainingError(
+            "another process of this run is gone (killed, out of memory, or stopped by an error of its own, which it has "
+            f"printed); --resume continues from the last saved step: {error}"
+        ) from None
     if speed.steps:
         share = speed.data / speed.total
         distributed.say(f"{speed.steps} steps in {speed.total:.0f} s, {share:.1%} of it waiting for data; best: {run.best}")
@@ -88,8 +109,14 @@ def train(config: Experiment, *, resume: bool = False, dry: bool = False) -> lis
         facts = environment() | {"data": fingerprint(setup.manifest)}
         (run.best / "README.md").write_text(model_card(model, rows, facts), encoding="utf-8")
         write_figures(run.best / f"evaluation-{config.evaluate.split}", rows, predictions)
-    accelerator.end_training()
+    _finish(accelerator)
     return rows
+
+
+def _finish(accelerator: Accelerator) -> None:
+    """Close the trackers; the processes stay together, so that one of them prints."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
 
 def evaluate(

@@ -17,7 +17,7 @@ FLOORS = [
     ["space", "score", "report"],
     ["model"],
     ["feed", "learner", "card"],
-    ["optim", "run", "resume", "evaluate"],
+    ["optim", "run", "resume", "evaluate", "stop"],
     ["telemetry", "dry_run"],
     ["train"],
     ["launch"],
