@@ -10,6 +10,7 @@ from mmkt.config import FORMAT, Section
 from mmkt.parts import PartOf
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+Tracker = Literal["tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -104,6 +105,8 @@ class Train(Section):
     accumulate: Count = 1
     """Batches a step."""
     precision: Literal["no", "bf16", "fp16"] = "no"
+    compile: bool = False
+    """Compile the training forward (torch.compile): minutes at the start, faster steps; needs a C++ compiler."""
     evaluate_every: Count | None = None
     """Steps between evaluations; by default once an epoch."""
     save_every: Count | None = None
@@ -143,7 +146,8 @@ class Experiment(Section):
     transfer: Annotated[dict, PartOf("transfer")] = {"name": "full"}
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
-    trackers: list[Literal["tensorboard"]] = ["tensorboard"]
+    trackers: list[Tracker] = ["tensorboard"]
+    """Where figures go beside metrics.jsonl; each but tensorboard needs its package."""
     threads: Count | None = None
     """Of a process that is alone on a CPU; by default all cores (``accelerate launch`` would leave it one)."""
 

@@ -97,6 +97,8 @@ class _Loop:
         self.validation = feed.rows(feed.data.validation) if feed.data.validation else None
         # what no phase trains is not saved with every state, only its hash
         self.frozen = set(learner.named()).difference(*(learner.trained_in(phase) for phase in plan))
+        if train.compile:
+            learner.compile()  # in place: names stay; evaluation calls the model, which is not compiled
         self.at, self.resumed = Progress(), resumed
         if resumed:
             self.at = resume.load_learner(run.last, learner, self.frozen)

@@ -184,7 +184,7 @@ for value, size in ((1.0, 1000), (2.0, 1_000_000)):
 """
 SMALL = """mount -t tmpfs -o size=256k none "$1" || exit 77
 "$2" -c "$3" "$1"
-"$2" -c "import sys; from mmkt import checkpoint; print(checkpoint.read_tensors(sys.argv[1])['x'].sum())" "$1/a/x"
+"$2" -c "from pathlib import Path; from mmkt import checkpoint; print(checkpoint.read_tensors(Path('$1') / 'a/x')['x'].sum())"
 ls "$1"
 """
 
