@@ -70,6 +70,10 @@ def parser() -> argparse.ArgumentParser:
     one = command("list", list_parts, "the parts of a room, or all rooms")
     one.add_argument("room", nargs="?", help="encoders, fusion, heads, objectives, transfer, metrics, data/sources")
     command("schema", schema, "JSON schema of experiment files, for editors", json_too=False)
+    one = command("runs", runs, "an index of runs: state, figures, the settings in which they differ")
+    one.add_argument("folder", nargs="?", default="checkpoints")
+    one = command("doctor", doctor, "whether this machine can run mmkt; exit 1 where something keeps it from working")
+    one.add_argument("folder", nargs="?", default="checkpoints", help="where runs are written")
     data = commands.add_parser("data", help="prepare and check data").add_subparsers(required=True, metavar="COMMAND")
     one = command("prepare", prepare, "make a source's manifest", data)
     one.add_argument("source", help="see mmkt list data/sources")
@@ -167,6 +171,26 @@ def schema(_: argparse.Namespace) -> None:
     from mmkt.schema import schema as of
 
     print(json.dumps(of(Experiment, Parts()), indent=2))
+
+
+def runs(options: argparse.Namespace) -> None:
+    """Show the runs of a folder."""
+    from rich.console import Console
+
+    from mmkt.runs import index, show
+
+    found = index(Path(options.folder))
+    print(json.dumps({"runs": found})) if options.json else show(found, Console())
+
+
+def doctor(options: argparse.Namespace) -> None:
+    """Examine this machine."""
+    from mmkt.doctor import examine, show
+
+    found = examine(Path(options.folder))
+    print(json.dumps({"findings": [finding._asdict() for finding in found]})) if options.json else show(found)
+    if any(finding.status == "problem" for finding in found):
+        sys.exit(1)
 
 
 def prepare(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 HOME = Path(__file__).parent.parent / "mmkt"
 FLOORS = [
-    ["types", "parts", "distributed"],
+    ["types", "parts", "distributed", "doctor"],
     ["config", "catalogue"],
     ["experiment", "schema", "pretrained", "checkpoint"],
     ["layers"],
@@ -18,7 +18,7 @@ FLOORS = [
     ["model"],
     ["feed", "learner", "card"],
     ["optim", "run", "resume", "evaluate", "stop"],
-    ["telemetry", "dry_run"],
+    ["telemetry", "dry_run", "runs"],
     ["train"],
     ["launch"],
     ["cli"],
