@@ -70,6 +70,10 @@ def parser() -> argparse.ArgumentParser:
     one = command("list", list_parts, "the parts of a room, or all rooms")
     one.add_argument("room", nargs="?", help="encoders, fusion, heads, objectives, transfer, metrics, data/sources")
     command("schema", schema, "JSON schema of experiment files, for editors", json_too=False)
+    one = command("push", push, "upload a checkpoint with its card to the Hugging Face Hub")
+    one.add_argument("checkpoint", help="its folder, such as RUN/best")
+    one.add_argument("name", help="of the repository: owner/name")
+    one.add_argument("--private", action="store_true", help="make the repository private")
     one = command("runs", runs, "an index of runs: state, figures, the settings in which they differ")
     one.add_argument("folder", nargs="?", default="checkpoints")
     one = command("doctor", doctor, "whether this machine can run mmkt; exit 1 where something keeps it from working")
@@ -171,6 +175,14 @@ def schema(_: argparse.Namespace) -> None:
     from mmkt.schema import schema as of
 
     print(json.dumps(of(Experiment, Parts()), indent=2))
+
+
+def push(options: argparse.Namespace) -> None:
+    """Upload a checkpoint."""
+    from mmkt.push import push as upload
+
+    address = upload(Path(options.checkpoint), options.name, private=options.private)
+    print(json.dumps({"address": address}) if options.json else address)
 
 
 def runs(options: argparse.Namespace) -> None:

@@ -129,6 +129,18 @@ class Evaluate(Section):
     """Bootstrap draws for the 95 % intervals."""
 
 
+class Card(Section):
+    """What the model card says to the Hub beside what a run knows itself."""
+
+    license: str | None = None
+    """As the Hub spells it: ``mit``, ``apache-2.0``, ``cc-by-4.0`` …"""
+    language: list[str] = []
+    """ISO 639 codes of the texts: ``en``."""
+    tags: list[str] = []
+    datasets: list[str] = []
+    """Hub ids of the data, where it is there."""
+
+
 class Experiment(Section):
     """A whole experiment file."""
 
@@ -146,6 +158,7 @@ class Experiment(Section):
     transfer: Annotated[dict, PartOf("transfer")] = {"name": "full"}
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    card: Card = Card()
     trackers: list[Tracker] = ["tensorboard"]
     """Where figures go beside metrics.jsonl; each but tensorboard needs its package."""
     threads: Count | None = None

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 from test_cli import call, refused, trained  # noqa: F401
 
 from mmkt import doctor
@@ -101,3 +103,85 @@ def test_runs_shows_states_figures_and_what_differs(capfd, tiny_settings, config
 def test_runs_refuses_what_is_none(capfd, tmp_path):
     assert "there are no runs in" in refused(capfd, "runs", tmp_path)
     assert "there is no folder" in refused(capfd, "runs", tmp_path / "nowhere")
+
+
+# ---------------------------------------------------------------- push
+
+
+class Hub:
+    """As much of HfApi as pushing uses; it notes what it is asked."""
+
+    asked: list = []  # noqa: RUF012
+    private = True
+
+    def create_repo(self, name, **settings):
+        from huggingface_hub import RepoUrl
+
+        Hub.asked.append(("create", name, settings))
+        return RepoUrl(f"https://huggingface.co/{name}")
+
+    def model_info(self, name):
+        return type("Info", (), {"private": Hub.private})()
+
+    def upload_folder(self, *, folder_path, allow_patterns, repo_id, commit_message):
+        from huggingface_hub.utils import filter_repo_objects
+
+        files = [str(file.relative_to(folder_path)) for file in sorted(Path(folder_path).rglob("*")) if file.is_file()]
+        Hub.asked.append(("upload", repo_id, list(filter_repo_objects(files, allow_patterns=allow_patterns))))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(Hub, "asked", [])
+    monkeypatch.setattr(Hub, "private", True)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return Hub
+
+
+def test_push_uploads_the_checkpoint_and_no_predictions(capfd, trained, hub):  # noqa: F811
+    code, out, err = call(capfd, "push", trained, "me/tiny", "--private", "--json")
+    assert code == 0, err
+    assert json.loads(out)["address"].endswith("me/tiny")
+    (_, name, settings), (_, target, files) = hub.asked
+    assert name == target == "me/tiny"
+    assert settings["private"]
+    assert {"README.md", "config.json", "vocabularies.json", "model.safetensors"} <= set(files)
+    assert any(file.startswith("assets/text/") for file in files)
+    assert not [file for file in files if "predictions" in file]
+
+
+def test_push_refuses(capfd, trained, hub, monkeypatch, tmp_path):  # noqa: F811
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    assert "is missing" in refused(capfd, "push", tmp_path, "me/tiny")
+    hub.private = False
+    assert "is there and public" in refused(capfd, "push", trained, "me/tiny", "--private")
+    assert [what for what, *_ in hub.asked] == ["create"]
+    assert "me//tiny" in refused(capfd, "push", trained, "me//tiny")
+    monkeypatch.setattr(hub, "upload_folder", lambda self, **_: 1 / 0)
+    assert "the Hub did not take me/tiny" in refused(capfd, "push", trained, "me/tiny")
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    assert "hf auth login" in refused(capfd, "push", trained, "me/tiny")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "offline mode" in refused(capfd, "push", trained, "me/tiny")
+
+
+def test_the_card_is_what_the_hub_reads(capfd, tiny_settings, config_file):
+    from huggingface_hub import ModelCard
+
+    tiny_settings["card"] = {"license": "mit", "language": ["en"], "datasets": ["me/shapes"], "tags": ["tiny"]}
+    assert call(capfd, "train", config_file(tiny_settings))[0] == 0
+    best = Path(tiny_settings["run"]) / "best"
+    data = ModelCard.load(best / "README.md", ignore_metadata_errors=False).data
+    assert (data.license, data.language, data.datasets, data.library_name) == ("mit", ["en"], ["me/shapes"], "mmkt")
+    assert {"multimodal", "text", "image", "audio", "tiny"} == set(data.tags)
+    rows = [json.loads(line) for line in (best / "evaluation-test/metrics.jsonl").read_text().splitlines()]
+    expected = {row["metric"]: row["value"] for row in rows if row["group"] == "all" and row["value"] is not None}
+    assert {result.metric_type: result.metric_value for result in data.eval_results} == pytest.approx(expected)
+    assert {(result.dataset_type, result.dataset_split) for result in data.eval_results} == {("me/shapes", "test")}

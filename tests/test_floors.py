@@ -12,7 +12,7 @@ FLOORS = [
     ["types", "parts", "distributed", "doctor"],
     ["config", "catalogue"],
     ["experiment", "schema", "pretrained", "checkpoint"],
-    ["layers"],
+    ["layers", "push"],
     ["data", "encoders", "fusion", "heads", "objectives", "transfer", "metrics"],
     ["space", "score", "report"],
     ["model"],
