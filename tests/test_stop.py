@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState, PartialState
 
-from mmkt import launch
+from mmkt import launch, stop
 from mmkt.config import check, override
 from mmkt.experiment import Experiment
 from mmkt.parts import Parts
-from mmkt.stop import RESUME_ME, Stopped, seconds
+from mmkt.stop import RESUME_ME, Stop, Stopped, seconds
 
 HOME = Path(__file__).parent.parent
 
@@ -97,6 +97,24 @@ def test_max_time_stops_and_resumes_to_the_same(tiny_settings, tmp_path):
     assert stopped.value.step == 3  # the first flush
     assert launch.train(cut, resume=True)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_the_first_ctrl_c_asks_and_a_later_one_ends(monkeypatch):
+    class Asked:
+        times = 0
+
+        def set_trigger(self):
+            self.times += 1
+
+    asked, before = Asked(), signal.getsignal(signal.SIGINT)
+    with Stop(asked):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # the echo of a launcher
+        assert asked.times == 2
+        monkeypatch.setattr(stop, "ECHO", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_durations():
