@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
-
-import yaml
 
 from mmkt.model import Model, parameter_count
 from mmkt.types import Row
@@ -21,9 +21,8 @@ def model_card(model: Model, rows: Sequence[Row], environment: Mapping[str, Any]
     """
     config = model.config
     assert config is not None
-    front = {"library_name": "mmkt", "tags": ["multimodal", *model.modalities]}
     figures = [row for row in rows if row.group == "all"]
-    lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {config.run}", ""]
+    lines = ["---", _front(model, figures), "---", "", f"# {config.run}", ""]
     lines += [
         f"{', '.join(model.modalities)} → {', '.join(model.heads) or 'shared space'}, fused by `{config.model.fusion['name']}`.",
         "",
@@ -53,6 +52,39 @@ def model_card(model: Model, rows: Sequence[Row], environment: Mapping[str, Any]
         "```",
     ]
     return "\n".join([*lines, "", f"Made with {versions}.", ""])
+
+
+def _front(model: Model, figures: Sequence[Row]) -> str:
+    """The header that the Hub reads (model-card specification): licence, language, data, and figures as ``model-index``."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    config = model.config
+    assert config is not None
+    card, source = config.card, config.data.source or {}
+    name = source.get("name") or Path(config.data.manifest).parent.name or "manifest"
+    results = [
+        EvalResult(
+            task_type=config.model.heads[row.task]["name"],
+            task_name=row.task,
+            dataset_type=card.datasets[0] if card.datasets else name,
+            dataset_name=name,
+            dataset_split=row.split,
+            metric_type=row.metric,
+            metric_value=row.value,
+        )
+        for row in figures
+        if math.isfinite(row.value)
+    ]
+    return ModelCardData(
+        model_name=Path(config.run).name,
+        library_name="mmkt",
+        license=card.license,
+        language=card.language or None,
+        datasets=card.datasets or None,
+        tags=["multimodal", *model.modalities, *card.tags],
+        metrics=sorted({row.metric for row in figures}) or None,
+        eval_results=results or None,
+    ).to_yaml()
 
 
 def _words(spec: Mapping[str, Any] | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -24,7 +25,10 @@ class CheckpointError(ValueError):
 def atomic(folder: Path) -> Iterator[Path]:
     """A folder to write into, which takes ``folder``'s place when the block ends without error.
 
-    A kill at any moment leaves the old folder or the new one: see ``settle``.
+    A kill at any moment leaves the old folder or the new one: see ``settle``. So does a full disk.
+
+    Raises:
+        CheckpointError: the disk, or the quota, is full.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
@@ -36,8 +40,11 @@ def atomic(folder: Path) -> Iterator[Path]:
             if file.is_file():
                 _sync(file)
         _sync(new)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(new, ignore_errors=True)
+        if is_full(error):
+            words = f"the disk is full: {folder} could not be written, what stood there before is untouched"
+            raise CheckpointError(f"{words}; make room, then go on with --resume") from None
         raise
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -45,6 +52,14 @@ def atomic(folder: Path) -> Iterator[Path]:
     new.rename(folder)
     _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that disk or quota is full; safetensors gives it as text alone."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, SafetensorError):
+        return any(f"os error {number})" in str(error) for number in numbers)
+    return isinstance(error, OSError) and error.errno in numbers
 
 
 def settle(folder: Path) -> Path:

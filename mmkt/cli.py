@@ -14,7 +14,7 @@ from mmkt import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0, 2 for a mistake in what was typed or read, 130 when interrupted."""
+    """Run a command and exit: 0, 2 for a mistake in what was typed or read, 75 for a training to resume, 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     sys.path.append(str(Path.cwd()))  # where plugins may lie
     options, rest = parser().parse_known_args(arguments)
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.command(options)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, FileNotFoundError) as error:  # ValueError is for people, by the rule of the house
+    except (ValueError, OSError) as error:  # ValueError is for people, by the rule of the house; OSError is the machine's
         if os.environ.get("MMKT_TRACEBACK"):
             raise
         words = str(error)
@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("config", help="an experiment file (YAML)")
     one.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as model.fusion=gated train.lr=3e-4")
     one.add_argument("--resume", action="store_true", help="continue the run in its folder")
+    one.add_argument("--max-time", metavar="3h30m", help="stop in good order after this time, with exit status 75")
     one.add_argument("--dry-run", action="store_true", help="say what would happen: shapes, parameters, memory, time")
     one = command("evaluate", evaluate, "evaluate a checkpoint")
     one.add_argument("checkpoint", help="its folder, or a Hub id")
@@ -69,6 +70,14 @@ def parser() -> argparse.ArgumentParser:
     one = command("list", list_parts, "the parts of a room, or all rooms")
     one.add_argument("room", nargs="?", help="encoders, fusion, heads, objectives, transfer, metrics, data/sources")
     command("schema", schema, "JSON schema of experiment files, for editors", json_too=False)
+    one = command("push", push, "upload a checkpoint with its card to the Hugging Face Hub")
+    one.add_argument("checkpoint", help="its folder, such as RUN/best")
+    one.add_argument("name", help="of the repository: owner/name")
+    one.add_argument("--private", action="store_true", help="make the repository private")
+    one = command("runs", runs, "an index of runs: state, figures, the settings in which they differ")
+    one.add_argument("folder", nargs="?", default="checkpoints")
+    one = command("doctor", doctor, "whether this machine can run mmkt; exit 1 where something keeps it from working")
+    one.add_argument("folder", nargs="?", default="checkpoints", help="where runs are written")
     data = commands.add_parser("data", help="prepare and check data").add_subparsers(required=True, metavar="COMMAND")
     one = command("prepare", prepare, "make a source's manifest", data)
     one.add_argument("source", help="see mmkt list data/sources")
@@ -88,9 +97,17 @@ def train(options: argparse.Namespace) -> None:
     from mmkt.experiment import Experiment
 
     config = read(Experiment, options.config, options.overrides)
-    from mmkt import launch
+    from mmkt import distributed, launch
+    from mmkt.stop import RESUME_ME, Stopped, seconds
 
-    found = launch.train(config, resume=options.resume, dry=options.dry_run)
+    limit = seconds(options.max_time) if options.max_time else None
+    try:
+        found = launch.train(config, resume=options.resume, dry=options.dry_run, max_time=limit)
+    except Stopped as stopped:
+        distributed.say(f"{stopped} in {config.run}: to continue, type the same command with --resume (exit status {RESUME_ME})")
+        if options.json and distributed.rank() == 0:
+            print(json.dumps({"stopped": {"step": stopped.step, "steps": stopped.steps, "run": config.run}}))
+        sys.exit(RESUME_ME)
     if not options.dry_run:
         _figures(found, options)
     elif options.json:
@@ -158,6 +175,34 @@ def schema(_: argparse.Namespace) -> None:
     from mmkt.schema import schema as of
 
     print(json.dumps(of(Experiment, Parts()), indent=2))
+
+
+def push(options: argparse.Namespace) -> None:
+    """Upload a checkpoint."""
+    from mmkt.push import push as upload
+
+    address = upload(Path(options.checkpoint), options.name, private=options.private)
+    print(json.dumps({"address": address}) if options.json else address)
+
+
+def runs(options: argparse.Namespace) -> None:
+    """Show the runs of a folder."""
+    from rich.console import Console
+
+    from mmkt.runs import index, show
+
+    found = index(Path(options.folder))
+    print(json.dumps({"runs": found})) if options.json else show(found, Console())
+
+
+def doctor(options: argparse.Namespace) -> None:
+    """Examine this machine."""
+    from mmkt.doctor import examine, show
+
+    found = examine(Path(options.folder))
+    print(json.dumps({"findings": [finding._asdict() for finding in found]})) if options.json else show(found)
+    if any(finding.status == "problem" for finding in found):
+        sys.exit(1)
 
 
 def prepare(options: argparse.Namespace) -> None:

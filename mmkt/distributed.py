@@ -59,6 +59,11 @@ def wait() -> None:
         dist.barrier()
 
 
+def is_lost(error: RuntimeError) -> bool:
+    """Whether an error says that another process does not answer; gloo says so in a plain RuntimeError."""
+    return world_size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error).lower())
+
+
 class _Gather(torch.autograd.Function):
     """All-gather whose backward sums what every process sends back to a row (the true gradient of the sum of losses)."""
 

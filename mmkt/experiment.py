@@ -10,6 +10,7 @@ from mmkt.config import FORMAT, Section
 from mmkt.parts import PartOf
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+Tracker = Literal["tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -106,6 +107,8 @@ class Train(Section):
     precision: Literal["no", "bf16", "fp16"] = "no"
     checkpointing: bool = False
     """Encoders that train compute activations again in backward: less memory, more time, the same gradients."""
+    compile: bool = False
+    """Compile the training forward (torch.compile): minutes at the start, faster steps; needs a C++ compiler."""
     evaluate_every: Count | None = None
     """Steps between evaluations; by default once an epoch."""
     save_every: Count | None = None
@@ -128,6 +131,18 @@ class Evaluate(Section):
     """Bootstrap draws for the 95 % intervals."""
 
 
+class Card(Section):
+    """What the model card says to the Hub beside what a run knows itself."""
+
+    license: str | None = None
+    """As the Hub spells it: ``mit``, ``apache-2.0``, ``cc-by-4.0`` …"""
+    language: list[str] = []
+    """ISO 639 codes of the texts: ``en``."""
+    tags: list[str] = []
+    datasets: list[str] = []
+    """Hub ids of the data, where it is there."""
+
+
 class Experiment(Section):
     """A whole experiment file."""
 
@@ -145,7 +160,9 @@ class Experiment(Section):
     transfer: Annotated[dict, PartOf("transfer")] = {"name": "full"}
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
-    trackers: list[Literal["tensorboard"]] = ["tensorboard"]
+    card: Card = Card()
+    trackers: list[Tracker] = ["tensorboard"]
+    """Where figures go beside metrics.jsonl; each but tensorboard needs its package."""
     threads: Count | None = None
     """Of a process that is alone on a CPU; by default all cores (``accelerate launch`` would leave it one)."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
 from rich.console import Console
 from rich.progress import Progress
 
@@ -25,8 +28,10 @@ from mmkt.feed import Feed, learn_vocabularies, open_manifest
 from mmkt.learner import Learner
 from mmkt.model import Model, matches
 from mmkt.parts import ConfigError, Parts
-from mmkt.run import Run, environment
+from mmkt.run import Run, environment, flat
 from mmkt.score import About, score
+from mmkt.stop import Stop, Stopped
+from mmkt.telemetry import TrainingError
 from mmkt.train import fit, steps_of
 from mmkt.types import Phase, Predictions, Row
 
@@ -68,17 +73,53 @@ def checkpoint_encoders(learner: Learner, plan: Sequence[Phase]) -> None:
                 raise ConfigError([("train.checkpointing", f"encoders.{m}: {error}")]) from error
 
 
-def train(config: Experiment, *, resume: bool = False, dry: bool = False) -> list[Row] | dict[str, Any]:
+def refuse_sharding() -> None:
+    """Refuse launchers that split the model over processes, before they do anything.
+
+    Saving, resuming and evaluating read whole tensors by name; under these each process holds a part of them.
+    """
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            words = (
+                f"the launcher's config asks for {name}, which splits the model over processes; mmkt train does not support it"
+            )
+            raise ConfigError(
+                f"{words}. Give accelerate launch --config_file configs/accelerate/ddp.yaml, or single.yaml, or cpu.yaml"
+            )
+
+
+def refuse_absent(trackers: Sequence[str]) -> None:
+    """Refuse trackers whose package is not installed (Accelerate would leave them out in silence)."""
+    for name in trackers:
+        packages = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
+        if not any(importlib.util.find_spec(package) for package in packages):
+            raise ConfigError([("trackers", f"{name} is not installed: pip install {name}, or leave it out (trackers=[])")])
+
+
+def _scalar(value: Any) -> Any:
+    """What every tracker takes as a setting: a number, a switch or text."""
+    return value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+
+
+def train(
+    config: Experiment, *, resume: bool = False, dry: bool = False, max_time: float | None = None
+) -> list[Row] | dict[str, Any]:
     """Train, evaluate the best checkpoint on ``evaluate.split``, and write its card.
 
     Args:
         config: the experiment.
         resume: continue the run in its folder.
         dry: only say what would happen; the return value is that, as plain data.
+        max_time: seconds after which training stops at the next logged step.
+
+    Raises:
+        Stopped: by ``max_time``, SIGTERM or Ctrl-C; the state to resume from is saved.
     """
-    accelerator = Accelerator(
-        mixed_precision=config.train.precision, log_with=list(config.trackers) or None, project_dir=config.run
-    )
+    refuse_sharding()
+    refuse_absent(config.trackers)
+    logs = ProjectConfiguration(project_dir=config.run, logging_dir=f"{config.run}/tensorboard")
+    accelerator = Accelerator(mixed_precision=config.train.precision, log_with=list(config.trackers) or None, project_config=logs)
+    stop = Stop(accelerator, max_time)
     use_threads(accelerator, config.threads)
     console = Console(stderr=True)
     setup = build(config)
@@ -90,8 +131,20 @@ def train(config: Experiment, *, resume: bool = False, dry: bool = False) -> lis
         return dry_run(setup.learner, setup.feed, plan, config.train, console, accelerator.device)
     run = Run(config.run, config, fingerprint(setup.manifest), resume=resume)
     if config.trackers:
-        accelerator.init_trackers("tensorboard")
-    speed = fit(setup.learner, setup.feed, transfer, run, accelerator, config.train, seed=config.seed, resumed=resume)
+        accelerator.init_trackers("mmkt", config={name: _scalar(value) for name, value in flat(config.settings()).items()})
+    try:
+        with stop:
+            speed = fit(setup.learner, setup.feed, transfer, run, accelerator, config.train, seed=config.seed, resumed=resume)
+    except Stopped:
+        _finish(accelerator)
+        raise
+    except RuntimeError as error:
+        if not distributed.is_lost(error):
+            raise
+        raise TrainingError(
+            "another process of this run is gone (killed, out of memory, or stopped by an error of its own, which it has "
+            f"printed); --resume continues from the last saved step: {error}"
+        ) from None
     if speed.steps:
         share = speed.data / speed.total
         distributed.say(f"{speed.steps} steps in {speed.total:.0f} s, {share:.1%} of it waiting for data; best: {run.best}")
@@ -101,8 +154,14 @@ def train(config: Experiment, *, resume: bool = False, dry: bool = False) -> lis
         facts = environment() | {"data": fingerprint(setup.manifest)}
         (run.best / "README.md").write_text(model_card(model, rows, facts), encoding="utf-8")
         write_figures(run.best / f"evaluation-{config.evaluate.split}", rows, predictions)
-    accelerator.end_training()
+    _finish(accelerator)
     return rows
+
+
+def _finish(accelerator: Accelerator) -> None:
+    """Close the trackers; the processes stay together, so that one of them prints."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
 
 def evaluate(

@@ -49,7 +49,7 @@ class Run:
         if not resume:
             return f"{self.folder} has a run already: --resume continues it, run=OTHER starts another, or delete the folder"
         before = read_json(self.folder / "config.json")
-        changed = [name for name, value in _flat(json.loads(dump(config))).items() if _flat(before).get(name) != value]
+        changed = [name for name, value in flat(json.loads(dump(config))).items() if flat(before).get(name) != value]
         if changed:
             return f"{self.folder} was started with another {', '.join(changed[:5])}: resume it unchanged, or give run=OTHER"
         if read_json(self.folder / "environment.json")["data"] != fingerprint:
@@ -88,9 +88,10 @@ def _step(line: str) -> float:
         return float("inf")
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Settings by their dotted path."""
     if isinstance(value, dict) and value:
-        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{path}.{key}" if path else key).items()}
+        return {k: v for key, inner in value.items() for k, v in flat(inner, f"{path}.{key}" if path else key).items()}
     return {path: value}
 
 

@@ -20,6 +20,7 @@ from mmkt.parts import ConfigError, Parts
 from mmkt.resume import Progress
 from mmkt.run import Run
 from mmkt.score import About, score
+from mmkt.stop import Stopped
 from mmkt.telemetry import Meter, Speed, TrainingError, Watch, better
 from mmkt.types import Batch, Phase, Transfer
 
@@ -49,6 +50,7 @@ def fit(
 
     Raises:
         TrainingError: the loss is not finite, or what trains is reached by no objective.
+        Stopped: the accelerator's trigger was set; the state is saved.
     """
     learner.to(accelerator.device)
     torch.manual_seed(seed + distributed.rank())  # dropout differs by rank
@@ -95,6 +97,8 @@ class _Loop:
         self.validation = feed.rows(feed.data.validation) if feed.data.validation else None
         # what no phase trains is not saved with every state, only its hash
         self.frozen = set(learner.named()).difference(*(learner.trained_in(phase) for phase in plan))
+        if train.compile:
+            learner.compile()  # in place: names stay; evaluation calls the model, which is not compiled
         self.at, self.resumed = Progress(), resumed
         if resumed:
             self.at = resume.load_learner(run.last, learner, self.frozen)
@@ -173,9 +177,12 @@ class _Loop:
             self.meter.pause()
         if evaluates and self.validation is not None:
             self._evaluate()
-        if saves:
+        stop = self.accelerator.check_trigger()  # here alone: a flush waits for all processes anyway, and resuming stays exact
+        if saves or stop:
             state = replace(at, phase=at.phase + 1, step=0) if last else at
             resume.save(self.run.last, self.learner, optimizer, self.accelerator.scaler, state, self.frozen)
+        if stop:
+            raise Stopped(at.total, self.total)
 
     def _evaluate(self) -> None:
         at, patience = self.at, self.train.patience

@@ -9,16 +9,16 @@ import pytest
 
 HOME = Path(__file__).parent.parent / "mmkt"
 FLOORS = [
-    ["types", "parts", "distributed"],
+    ["types", "parts", "distributed", "doctor"],
     ["config", "catalogue"],
     ["experiment", "schema", "pretrained", "checkpoint"],
-    ["layers"],
+    ["layers", "push"],
     ["data", "encoders", "fusion", "heads", "objectives", "transfer", "metrics"],
     ["space", "score", "report"],
     ["model"],
     ["feed", "learner", "card"],
-    ["optim", "run", "resume", "evaluate"],
-    ["telemetry", "dry_run"],
+    ["optim", "run", "resume", "evaluate", "stop"],
+    ["telemetry", "dry_run", "runs"],
     ["train"],
     ["launch"],
     ["cli"],

@@ -1,0 +1,96 @@
+"""An index of runs: where they stand, what they reached, in what their settings differ."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mmkt.checkpoint import CheckpointError, read_json, settle
+from mmkt.report import read
+from mmkt.run import flat
+
+APART = ("run",)  # settings that differ between any two runs
+
+
+def index(folder: Path) -> list[dict[str, Any]]:
+    """The runs below a folder, oldest first.
+
+    Returns:
+        Of each: ``name``, ``date`` (when it was started), ``state``, ``figures`` (``split/task/metric`` → value), and
+        ``settings``: the dotted settings that are not the same in all of them.
+
+    Raises:
+        ValueError: there is no such folder, or there are no runs in it.
+        CheckpointError: a run's files are damaged.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: give the one that runs are written to, such as checkpoints")
+    homes = sorted(file.parent for file in folder.rglob("environment.json") if (file.parent / "config.json").is_file())
+    if not homes:
+        raise ValueError(f"there are no runs in {folder}: a run is a folder with config.json and environment.json")
+    configs = [flat(read_json(home / "config.json")) for home in homes]
+    names = sorted({name for config in configs for name in config} - set(APART))
+    differing = [name for name in names if len({json.dumps(config.get(name), sort_keys=True) for config in configs}) > 1]
+    found = [
+        {
+            "name": str(home.relative_to(folder)) if home != folder else home.name,
+            "date": datetime.fromtimestamp((home / "config.json").stat().st_mtime).isoformat(" ", "minutes"),
+            "state": _state(home),
+            "figures": _figures(home),
+            "settings": {name: config.get(name) for name in differing},
+        }
+        for home, config in zip(homes, configs)
+    ]
+    return sorted(found, key=lambda one: str(one["date"]))
+
+
+def show(runs: list[dict[str, Any]], console: Console) -> None:
+    """Print the index as a table; what a run lacks is a dash."""
+    figures, settings = (list(dict.fromkeys(name for one in runs for name in one[key])) for key in ("figures", "settings"))
+    table = Table(box=None, pad_edge=False)
+    for name in ("name", "date", "state", *figures, *settings):
+        table.add_column(Text(name, "bold"), overflow="fold")
+    for one in runs:
+        cells = [one["name"], one["date"], one["state"]]
+        cells += [f"{one['figures'][name]:.4f}" if one["figures"].get(name) is not None else "–" for name in figures]
+        cells += ["–" if one["settings"][name] is None else str(one["settings"][name]) for name in settings]
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+
+
+def _state(home: Path) -> str:
+    last = settle(home / "last")
+    if not (last / "state.json").is_file():
+        return "nothing saved"
+    state = read_json(last / "state.json")["progress"]
+    if list(settle(home / "best").glob("evaluation-*/metrics.jsonl")):
+        return f"finished, {state['total']} steps"
+    return f"stopped at step {state['total']}"
+
+
+def _figures(home: Path) -> dict[str, float | None]:
+    """The best checkpoint's value on validation, and its main figures on the splits that it was evaluated on."""
+    found: dict[str, float | None] = {}
+    best = settle(home / "last") / "state.json"
+    log = home / "metrics.jsonl"
+    if best.is_file() and log.is_file():
+        step = read_json(best)["progress"]["best_step"]
+        for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                values = json.loads(line)
+            except ValueError:
+                raise CheckpointError(f"{log}, line {number} is damaged; --resume of that run mends it") from None
+            if values["step"] == step:
+                found |= {name: value for name, value in values.items() if name.startswith("validation/")}
+    for file in sorted(settle(home / "best").glob("evaluation-*/metrics.jsonl")):
+        for row in read(file):
+            if row.group == "all":
+                found[f"{row.split}/{row.task}/{row.metric}"] = None if math.isnan(row.value) else row.value
+    return found

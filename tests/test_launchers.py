@@ -1,0 +1,118 @@
+"""Accelerate's configs, trackers and the compiled forward."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import LoggerType
+
+from mmkt import experiment as settings_of
+from mmkt import launch
+from mmkt.config import check, override
+from mmkt.experiment import Experiment
+from mmkt.parts import ConfigError, Parts
+
+HOME = Path(__file__).parent.parent
+CONFIGS = sorted((HOME / "configs/accelerate").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    yield
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+
+
+def experiment(data: dict, *overrides: str) -> Experiment:
+    return check(Experiment, override(data, overrides), Parts())
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_accelerate_reads_its_configs(file):
+    config = load_config_from_file(str(file))
+    assert config.num_processes == (2 if file.stem == "ddp" else 1)
+    assert config.use_cpu == (file.stem == "cpu")
+
+
+@pytest.mark.parametrize("name", ["cpu", "ddp"])
+def test_accelerate_launches_with_them(tiny_settings, config_file, name):
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    words = ["-m", "accelerate.commands.launch", "--config_file", HOME / f"configs/accelerate/{name}.yaml"]
+    words += [HOME / "scripts/train.py", config_file(tiny_settings), "--json"]
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["rows"]  # once, however many processes there are
+    facts = json.loads((Path(tiny_settings["run"]) / "environment.json").read_text())
+    assert facts["processes"] == (2 if name == "ddp" else 1)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_what_splits_the_model_is_refused(tiny_settings, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ConfigError, match=rf"asks for {name}.*ddp\.yaml"):
+        launch.train(experiment(tiny_settings))
+
+
+# ---------------------------------------------------------------- trackers
+
+
+def test_trackers_are_those_that_accelerate_knows():
+    known = {kind.value for kind in LoggerType} - {"all"}
+    assert set(settings_of.Tracker.__args__) == known
+
+
+def test_a_tracker_that_is_not_installed_is_refused(tiny_settings, monkeypatch):
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="wandb is not installed: pip install wandb"):
+        launch.train(experiment(tiny_settings, "trackers=[wandb]"))
+
+
+def test_the_tracker_is_told_every_setting(tiny_settings):
+    from accelerate.tracking import TensorBoardTracker
+
+    told, plain = {}, TensorBoardTracker.store_init_configuration
+    TensorBoardTracker.store_init_configuration = lambda self, values: (told.update(values), plain(self, values))
+    try:
+        launch.train(experiment(tiny_settings, "trackers=[tensorboard]", "seed=3", "train.steps=2"))
+    finally:
+        TensorBoardTracker.store_init_configuration = plain
+    assert told["seed"] == 3
+    assert told["train.lr"] == 3e-3
+    assert told["model.fusion.name"] == "concat"
+    assert list((Path(tiny_settings["run"]) / "tensorboard").rglob("events.out.tfevents*"))
+
+
+# ---------------------------------------------------------------- the compiled forward
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while it traces
+def test_compiled_training_has_the_losses_of_the_plain_one(tiny_settings, tmp_path, monkeypatch):
+    calls, plain = [], torch.nn.Module.compile
+
+    def quick(module):
+        calls.append(module)
+        plain(module, backend="aot_eager")  # traces as the default does, without the compiler's minutes
+
+    monkeypatch.setattr(torch.nn.Module, "compile", quick)
+    for name in ("plain", "compiled"):
+        launch.train(experiment(tiny_settings, f"run={tmp_path / name}", f"train.compile={name == 'compiled'}"))
+        torch._dynamo.reset()
+    assert len(calls) == 1
+    one, two = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
+    assert len(one) == 6
+    assert two == pytest.approx(one, abs=1e-5)
