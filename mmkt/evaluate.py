@@ -104,7 +104,8 @@ def mean_loss(learner: Learner, feed: Feed, rows: np.ndarray, device: torch.devi
                 batches += 1
     finally:
         learner.train(training)
-    total = distributed.total(torch.cat([sums.flatten(), torch.tensor([terms, batches], dtype=torch.float64)]))
+    figures = torch.cat([sums.flatten(), torch.tensor([terms, batches], dtype=torch.float64)])
+    total = distributed.total(figures.to(device)).cpu()  # NCCL sums what is on a GPU alone
     pairs = total[:-2].view(-1, 2)
     means = pairs[:, 0] / pairs[:, 1].clamp(min=1)
     return float((means * torch.tensor(weights, dtype=torch.float64)).sum() + total[-2] / total[-1].clamp(min=1))
