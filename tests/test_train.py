@@ -73,7 +73,7 @@ def test_what_is_cut_is_counted_and_said_once(tiny_settings, capsys):
     encoders = tiny_settings["model"]["encoders"]
     encoders["audio"]["seconds"] = 0.2  # clips have 0.15 to 0.3
     launch.train(experiment(tiny_settings))
-    said = [line for line in capsys.readouterr().err.splitlines() if "cut" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "longer than" in line]
     assert len(said) == 1
     cut, seen = (int(word) for word in said[0].split() if word.isdigit())
     # 6 steps of 12 rows and the one that looks for what is unreached, validation twice, the test split
