@@ -101,6 +101,17 @@ class Rows(Dataset[Item]):
         cells = {m: cell for m, column in self.cells.items() if not is_absent(cell := column[key.row].as_py())}
         return self._make(key, cells, f"row {self.ids[key.row].as_py()!r}" if self.ids is not None else f"row {key.row}")
 
+    def unreadable(self, row: int) -> dict[str, str]:
+        """By column, why the row's cell cannot be decoded: just what ``__getitem__`` would refuse."""
+        found = {}
+        for modality, column in self.cells.items():
+            try:
+                if not is_absent(cell := column[row].as_py()):
+                    self._raw(cell, self.processors[modality])
+            except (DecodeError, media.MediaError) as error:
+                found[self.columns[modality]] = str(error)
+        return found
+
     def item(self, cells: Mapping[str, Any], row: int = 0) -> Item:
         """The item of things in memory, by modality: as in a manifest, or what ``load`` takes besides.
 
