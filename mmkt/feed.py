@@ -98,10 +98,10 @@ class Feed:
         model: whose processors make its inputs and whose heads read the labels.
         data: the settings.
         seed: of order, augmentation and modality dropout.
-        labelled: False leaves the label columns unread, so that they may hold anything or be missing.
+        labelled: rows whose labels are read; those of the others may be anything. None for all rows.
     """
 
-    def __init__(self, manifest: Manifest, model: Model, data: Data, seed: int, *, labelled: bool = True):
+    def __init__(self, manifest: Manifest, model: Model, data: Data, seed: int, *, labelled: np.ndarray | None = None):
         self.manifest, self.data, self.seed = manifest, data, seed
         self.modalities = model.modalities
         self.columns = {m: data.columns.get(m, m) for m in self.modalities}
@@ -114,8 +114,8 @@ class Feed:
         self.labels: dict[str, tuple[Tensor, Tensor]] = {}
         for task, head in model.heads.items():
             column, read = self.label_column(task), partial(head.label, vocabulary=head.vocabulary)
-            if labelled and column in table.column_names:
-                self.labels[task] = labels(manifest, column, read)
+            if column in table.column_names:
+                self.labels[task] = labels(manifest, column, read, labelled)
             else:
                 self.labels[task] = torch.stack([read(None)] * len(table)), torch.zeros(len(table), dtype=torch.bool)
         self.collate = Collate(self.modalities, self.processors, self.labels, self.domain, self.group)

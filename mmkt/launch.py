@@ -25,7 +25,7 @@ from mmkt.data.check import Unreadable
 from mmkt.data.manifest import Manifest, fingerprint
 from mmkt.dry_run import dry_run
 from mmkt.evaluate import judges, predict
-from mmkt.experiment import Data, Experiment
+from mmkt.experiment import Experiment
 from mmkt.feed import Feed, learn_vocabularies, open_manifest
 from mmkt.learner import Learner
 from mmkt.model import Model
@@ -35,6 +35,8 @@ from mmkt.score import About, score
 from mmkt.start import start
 from mmkt.train import fit, steps_of
 from mmkt.types import Predictions, Row
+
+NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 class Setup(NamedTuple):
@@ -51,32 +53,30 @@ def build(config: Experiment) -> Setup:
     """Manifest, vocabularies, model, objectives, feed; weights are drawn from the config's seed."""
     parts = Parts(config.plugins)
     manifest, bad = open_manifest(config.data, config.seed, parts), []
+    if config.data.bad_rows == "drop":  # before a head learns from the rows; their processors take a model
+        _, looking = _model_and_feed(config, manifest, parts, NO_ROWS)
+        bad = looking.unreadable(_used(looking, config))
+        manifest = manifests.without(manifest, {cell.row for cell in bad})
     model, feed = _model_and_feed(config, manifest, parts)
-    if config.data.bad_rows == "drop":
-        data = config.data
-        bad = feed.unreadable(_in_splits(feed, data.train, data.validation, config.evaluate.split, *_of_streams(data)))
-        if bad:  # anew, for what a head learns from the training rows
-            manifest = manifests.without(manifest, {cell.row for cell in bad})
-            model, feed = _model_and_feed(config, manifest, parts)
     if config.model.start is not None:
         distributed.say(start(model, config.model.start))
     return Setup(manifest, Learner.from_config(config, model, feed.domains, config.plugins), feed, parts, bad)
 
 
-def _model_and_feed(config: Experiment, manifest: Manifest, parts: Parts) -> tuple[Model, Feed]:
+def _model_and_feed(
+    config: Experiment, manifest: Manifest, parts: Parts, labelled: np.ndarray | None = None
+) -> tuple[Model, Feed]:
     vocabularies = learn_vocabularies(config, manifest, parts)
     torch.manual_seed(config.seed)
     model = Model.from_config(config, vocabularies, config.plugins)
-    return model, Feed(manifest, model, config.data, config.seed)
+    return model, Feed(manifest, model, config.data, config.seed, labelled=labelled)
 
 
-def _of_streams(data: Data) -> list[str]:
-    return [stream.split for stream in data.streams.values()]
-
-
-def _in_splits(feed: Feed, *splits: str | None) -> np.ndarray:
-    """Row numbers of several splits, ascending, each once."""
-    return np.unique(np.concatenate([feed.rows(split) for split in set(splits) if split]))
+def _used(feed: Feed, config: Experiment) -> np.ndarray:
+    """Numbers of the rows that training and its evaluation read, ascending."""
+    streams = [stream.split for stream in config.data.streams.values()]
+    splits = {config.data.train, config.data.validation, config.evaluate.split, *streams} - {None}
+    return np.unique(np.concatenate([feed.rows(split) for split in splits if split]))
 
 
 def use_threads(accelerator: Accelerator, threads: int | None) -> None:
@@ -136,10 +136,13 @@ def evaluate(
     accelerator, parts = Accelerator(), Parts(plugins)
     model, config = _revived(path, overrides, parts, accelerator, ("data", "evaluate"))
     manifest = open_manifest(config.data, config.seed, parts)
-    feed, bad = Feed(manifest, model, config.data, config.seed), []
-    if config.data.bad_rows == "drop":
-        bad = feed.unreadable(feed.rows(config.evaluate.split))
-        feed = Feed(manifests.without(manifest, {cell.row for cell in bad}), model, config.data, config.seed)
+    bad, labelled = [], None
+    if config.data.bad_rows == "drop":  # bad rows of other splits stay, unread
+        looking = Feed(manifest, model, config.data, config.seed, labelled=NO_ROWS)
+        bad = looking.unreadable(looking.rows(config.evaluate.split))
+        manifest = manifests.without(manifest, {cell.row for cell in bad})
+        labelled = manifests.rows_of(manifest, config.evaluate.split)
+    feed = Feed(manifest, model, config.data, config.seed, labelled=labelled)
     rows, predictions = _figures(model, feed, parts, accelerator)
     folder = Path(out) if out else Path(path) / f"evaluation-{config.evaluate.split}"
     if distributed.rank() == 0:
@@ -192,8 +195,8 @@ def embed(
     taken = [m for m in model.modalities if m in (*manifests.RESERVED, "fused")]
     if taken:
         raise ConfigError(f"the modality {taken[0]!r} has the name of another column of the table; train it under another name")
-    feed = Feed(manifests.read(manifest), model, config.data, config.seed, labelled=False)
-    rows, bad = np.arange(len(feed.manifest.table)), []
+    feed, bad = Feed(manifests.read(manifest), model, config.data, config.seed, labelled=NO_ROWS), []
+    rows = np.arange(len(feed.manifest.table))
     if config.data.bad_rows == "drop":
         bad = feed.unreadable(rows)
         rows = np.flatnonzero(~np.isin(feed.manifest.table["id"].to_numpy(), [cell.row for cell in bad]))

@@ -132,9 +132,16 @@ def assign_fold(
 
 
 def without(manifest: Manifest, ids: Collection[str]) -> Manifest:
-    """The same rows in the same places, but those named belong to no split."""
-    pairs = zip(manifest.table["id"].to_pylist(), manifest.table["split"].to_pylist())
-    return _with_splits(manifest, [None if row in ids else split for row, split in pairs])
+    """The manifest without some rows; those after them are numbered anew.
+
+    Raises:
+        ManifestError: none would be left.
+    """
+    kept = pc.invert(pc.is_in(manifest.table["id"], pa.array(list(ids), pa.string())))
+    table = manifest.table.filter(kept)
+    if not len(table):
+        raise ManifestError(f"{manifest.path or 'these rows'}: none of the {len(manifest.table)} rows can be used")
+    return manifest._replace(table=table)
 
 
 def _with_splits(manifest: Manifest, splits: Sequence[str | None]) -> Manifest:
@@ -158,7 +165,8 @@ def _shared_out(keys: Sequence[tuple[str, str]], fractions: Mapping[str, float],
     if starved := sorted(set(fractions) - set(found.values())):
         raise ManifestError(
             f"the {what} {starved[0]!r} would get no row: there are {len(sizes)} groups (rows without a group are one each) "
-            f"for {dict(fractions)}; " + ("raise its fraction" if what == "split" else "make fewer folds")
+            f"for {dict(fractions)}; "
+            + ("raise its share (data.fractions, data.fold.validation)" if what == "split" else "make fewer folds")
         )
     return [found[key] for key in keys]
 

@@ -199,20 +199,24 @@ def load(cell: Any, processor: Processor, root: str | Path, limits: Limits = USU
     raise AssertionError(f"no decoder for the kind {kind!r}")
 
 
-def labels(manifest: Manifest, column: str, label: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
+def labels(
+    manifest: Manifest, column: str, label: Callable[[Any], Tensor], rows: np.ndarray | None = None
+) -> tuple[Tensor, Tensor]:
     """All labels of a column: (rows, …), and which rows have one, (rows,) bool.
 
     Args:
         manifest: of n rows.
         column: the label column; null and NaN are unlabelled.
         label: a cell as a tensor; None gives the filler, and it raises ValueError for what it does not know.
+        rows: those that count; the others are unlabelled, whatever they hold. None for all.
 
     Raises:
         ManifestError: there is no such column, or ``label`` refuses cells: the message has up to five of them.
     """
     tensors, labelled, refused, reason = [], [], [], ""
+    counts = np.ones(len(manifest.table), dtype=bool) if rows is None else np.isin(np.arange(len(manifest.table)), rows)
     for row, value in enumerate(column_of(manifest, column).to_pylist()):
-        if isinstance(value, float) and value != value:
+        if not counts[row] or (isinstance(value, float) and value != value):
             value = None
         try:
             tensors.append(label(value))
