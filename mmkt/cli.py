@@ -64,6 +64,18 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("overrides", nargs="*", metavar="key=value", help="of data.… and evaluate.…, such as data.batch_size=1")
     one.add_argument("--out", help="where to write; by default evaluation-SPLIT in the checkpoint's folder")
     one.add_argument("--plugins", nargs="+", default=[], help="folders or packages that its parts may come from")
+    one = command("embed", embed, "a manifest's rows as vectors: each modality in the shared space, and fused")
+    one.add_argument("checkpoint", help="its folder, or a Hub id")
+    one.add_argument("manifest", help="the rows; labels are not needed")
+    one.add_argument("overrides", nargs="*", metavar="key=value", help="of data.…, such as data.columns.image=photo")
+    one.add_argument("--out", help="a Parquet file; by default embeddings-MANIFEST.parquet in the checkpoint's folder")
+    one.add_argument("--normalize", action="store_true", help="scale every vector to length 1")
+    one.add_argument("--plugins", nargs="+", default=[], help="folders or packages that its parts may come from")
+    one = command("folds", folds, "cross-validate: train an experiment once a fold, each in RUN/fold-NAME")
+    one.add_argument("config", help="an experiment file (YAML)")
+    one.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as data.fold.validation=0.2")
+    one.add_argument("--by", default="group", help="the column whose values are the folds; with --k, what stays together")
+    one.add_argument("--k", type=int, help="make this many folds")
     one = command("predict", predict, "answer for one row: mmkt predict CHECKPOINT --text … --image … --audio …")
     one.add_argument("checkpoint", help="its folder, or a Hub id")
     one.add_argument("--plugins", nargs="+", default=[], help="folders or packages that its parts may come from")
@@ -121,6 +133,41 @@ def evaluate(options: argparse.Namespace) -> None:
     rows, _, folder = launch.evaluate(options.checkpoint, options.overrides, plugins=options.plugins, out=options.out)
     _figures(rows, options)
     distributed.say(f"written: {folder}")
+
+
+def embed(options: argparse.Namespace) -> None:
+    """Vectors of a manifest's rows."""
+    from mmkt import distributed, launch
+
+    file = launch.embed(
+        options.checkpoint,
+        options.manifest,
+        options.overrides,
+        plugins=options.plugins,
+        out=options.out,
+        normalize=options.normalize,
+    )
+    if distributed.rank() == 0:
+        print(json.dumps({"embeddings": str(file)}) if options.json else file)
+
+
+def folds(options: argparse.Namespace) -> None:
+    """Cross-validate."""
+    from rich.console import Console
+
+    from mmkt import distributed
+    from mmkt import folds as study
+    from mmkt.config import read
+    from mmkt.experiment import Experiment
+
+    # which fold is the test split is said run by run; here any name passes the check
+    more = [f"data.fold.by={options.by}", f"data.fold.k={'null' if options.k is None else options.k}", "data.fold.test='?'"]
+    found = study.folds(read(Experiment, options.config, [*options.overrides, *more]))
+    if distributed.rank() == 0:
+        if options.json:
+            print(json.dumps(study.as_json(found)))
+        else:
+            study.table(found, Console())
 
 
 def _figures(rows: Any, options: argparse.Namespace) -> None:

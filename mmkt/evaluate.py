@@ -28,6 +28,7 @@ def predict(
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
     advance: Callable[[int], object] = id,
+    vectors: bool = False,
 ) -> Predictions:
     """A model's answers to some rows, in row order, each row once whatever the batch size and the number of processes.
 
@@ -38,6 +39,7 @@ def predict(
         device: to compute on.
         autocast: makes the context of mixed precision.
         advance: is told how many rows of this process are done.
+        vectors: adds a column ``vector.M`` a modality (null where the row lacks it) and ``vector.fused``, (D,) float32.
 
     Returns:
         On every process, the whole.
@@ -49,24 +51,30 @@ def predict(
             for batch in feed.evaluation(rows):
                 outputs = model(batch.to(device))
                 logits = {task: x.float().cpu() for task, x in outputs.logits.items()}
-                found.append((batch.row.numpy(), {m: p.numpy() for m, p in batch.present.items()}, logits))
+                pooled = {m: x.pooled for m, x in outputs.encoded.items()} | {"fused": outputs.fused.pooled} if vectors else {}
+                kept = {name: x.float().cpu().numpy() for name, x in pooled.items()}
+                found.append((batch.row.numpy(), {m: p.numpy() for m, p in batch.present.items()}, logits, kept))
                 advance(batch.size)
     finally:
         model.train(training)
     parts = [part for every in distributed.everyone(found) for part in every]
-    order = np.argsort(np.concatenate([row for row, _, _ in parts]), kind="stable")
+    order = np.argsort(np.concatenate([row for row, *_ in parts]), kind="stable")
     table = feed.manifest.table.select(["id", "split", "domain", "group"]).take(np.sort(rows))
     columns: dict[str, Any] = {"row": np.sort(rows)} | {name: table[name] for name in table.column_names}
     assert len(order) == len(rows), "a row was lost or doubled"
     for m in model.modalities:
-        columns[f"has.{m}"] = np.concatenate([present[m] for _, present, _ in parts])[order]
+        columns[f"has.{m}"] = np.concatenate([present[m] for _, present, *_ in parts])[order]
     for task, head in model.heads.items():
-        scores = torch.cat([x[task] for _, _, x in parts])[torch.from_numpy(order)]
+        scores = torch.cat([x[task] for _, _, x, _ in parts])[torch.from_numpy(order)]
         column = feed.label_column(task)
         known = column in feed.manifest.table.column_names
         columns[f"{task}.label"] = feed.manifest.table[column].take(np.sort(rows)) if known else pa.nulls(len(rows))
         columns |= {f"{task}.{name}": values for name, values in head.decode(scores).items()}
         columns[f"{task}.logits"] = pa.array(list(scores.numpy()), pa.list_(pa.float32()))
+    for name in (*model.modalities, "fused") if vectors else ():
+        there = columns.get(f"has.{name}", np.ones(len(rows), dtype=bool))
+        every = np.concatenate([kept[name] for *_, kept in parts])[order]  # (rows, D)
+        columns[f"vector.{name}"] = pa.array([x if on else None for x, on in zip(every, there)], pa.list_(pa.float32()))
     tasks = {task: spec["name"] for task, spec in model.config.model.heads.items()} if model.config else {}
     return Predictions(pa.table(columns), tasks, model.vocabularies)
 

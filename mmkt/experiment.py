@@ -25,6 +25,19 @@ class StreamOf(Section):
     """Only rows of this domain."""
 
 
+class FoldOf(Section):
+    """One fold of a cross-validation as the test split; the others train, but for a share that validates."""
+
+    by: str = "group"
+    """A column whose values are the folds; with ``k``, rows that share its value stay in one fold."""
+    k: Annotated[int, Field(ge=2)] | None = None
+    """How many folds to make, named 1 to k; by default every value of the column is one."""
+    test: str
+    """The fold that is the test split."""
+    validation: Share = 0.15
+    """Share of the other rows that validates; rows of one group stay together."""
+
+
 class Data(Section):
     """Where rows come from and how they are read."""
 
@@ -40,6 +53,8 @@ class Data(Section):
     """Task → column; by default a task's column has its name."""
     fractions: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {"train": 0.8, "validation": 0.1, "test": 0.1}
     """Sizes of the splits, where the manifest names none; rows of one group stay together."""
+    fold: FoldOf | None = None
+    """Splits by fold, in place of those that the manifest names; ``mmkt folds`` sets it."""
     train: str = "train"
     validation: str | None = "validation"
     """Null for none: then nothing is selected on, and the last step is the best."""
@@ -54,6 +69,8 @@ class Data(Section):
     """A modality by whose length training rows are batched together."""
     dropout: dict[Name, Share] = {}
     """Modality → probability that a training row loses it; the last one a row has is never lost."""
+    bad_rows: Literal["refuse", "drop"] = "refuse"
+    """What a row whose media cannot be decoded does: end the command, or leave every split, counted and listed."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that read ahead, for each process that trains."""
     memory: Annotated[float, Field(ge=0)] = 1.0
@@ -79,6 +96,8 @@ class ModelOf(Section):
     space: Space = Space()
     fusion: Annotated[dict, PartOf("fusion")] = {"name": "concat"}
     heads: dict[Name, Annotated[dict, PartOf("heads")]] = {}
+    start: str | None = None
+    """A checkpoint of mmkt whose tensors are taken over where name and shape fit; the rest starts anew."""
 
 
 class Weighted(Section):

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -18,6 +20,7 @@ from mmkt import distributed
 from mmkt.checkpoint import read_json, write_json
 from mmkt.data import manifest as manifests
 from mmkt.data import media, sampling
+from mmkt.data.check import Unreadable
 from mmkt.data.collate import Collate, Cuts
 from mmkt.data.decode import Limits
 from mmkt.data.manifest import Manifest
@@ -61,7 +64,11 @@ def open_manifest(data: Data, seed: int, parts: Parts) -> Manifest:
                 [("data.source", f"{path} was made with {', '.join(other)}: delete {path.parent}, or name another data.manifest")]
             )
     manifest = manifests.read(path)
-    if manifest.table["split"].null_count == len(manifest.table):
+    if data.fold is not None:
+        names = data.train, data.validation, data.test
+        folds = manifests.folds_of(manifest, data.fold.by, data.fold.k, seed)
+        manifest = manifests.assign_fold(manifest, folds, data.fold.test, names, data.fold.validation, seed)
+    elif manifest.table["split"].null_count == len(manifest.table):
         manifest = manifests.assign_splits(manifest, data.fractions, seed)
     return manifest
 
@@ -91,9 +98,10 @@ class Feed:
         model: whose processors make its inputs and whose heads read the labels.
         data: the settings.
         seed: of order, augmentation and modality dropout.
+        labelled: rows whose labels are read; those of the others may be anything. None for all rows.
     """
 
-    def __init__(self, manifest: Manifest, model: Model, data: Data, seed: int):
+    def __init__(self, manifest: Manifest, model: Model, data: Data, seed: int, *, labelled: np.ndarray | None = None):
         self.manifest, self.data, self.seed = manifest, data, seed
         self.modalities = model.modalities
         self.columns = {m: data.columns.get(m, m) for m in self.modalities}
@@ -108,7 +116,7 @@ class Feed:
         for task, head in model.heads.items():
             column, read = self.label_column(task), partial(head.label, vocabulary=head.vocabulary)
             if column in table.column_names:
-                self.labels[task] = labels(manifest, column, read)
+                self.labels[task] = labels(manifest, column, read, labelled)
             else:
                 self.labels[task] = torch.stack([read(None)] * len(table)), torch.zeros(len(table), dtype=torch.bool)
         self.collate = Collate(self.modalities, self.processors, self.labels, self.domain, self.group)
@@ -123,6 +131,19 @@ class Feed:
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of a split."""
         return manifests.rows_of(self.manifest, split)
+
+    def unreadable(self, rows: np.ndarray) -> list[Unreadable]:
+        """Cells of some rows that cannot be decoded; rank 0 looks, and every process has its answer."""
+        found = []
+        if distributed.rank() == 0:
+            source, ids = self._rows(False), self.manifest.table["id"]
+            for row in track(rows.tolist(), "checking media", console=Console(stderr=True), transient=True):
+                found += [Unreadable(ids[row].as_py(), column, why) for column, why in source.unreadable(row).items()]
+        found = distributed.from_first(found)
+        if found:
+            bad = len({cell.row for cell in found})
+            distributed.say(f"{bad} of {len(rows)} rows cannot be decoded and are left out (data.bad_rows: drop)")
+        return found
 
     def streams(self, quotas: Mapping[str, int] | None = None) -> list[sampling.Stream]:
         """What a training batch is mixed from: ``data.streams``, or the training split.

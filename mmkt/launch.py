@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
@@ -20,6 +22,8 @@ from rich.progress import Progress
 from mmkt import checkpoint, distributed, report
 from mmkt.card import model_card
 from mmkt.config import check, override
+from mmkt.data import manifest as manifests
+from mmkt.data.check import Unreadable
 from mmkt.data.manifest import Manifest, fingerprint
 from mmkt.dry_run import dry_run
 from mmkt.evaluate import judges, predict
@@ -30,10 +34,13 @@ from mmkt.model import Model, matches
 from mmkt.parts import ConfigError, Parts
 from mmkt.run import Run, environment, flat
 from mmkt.score import About, score
+from mmkt.start import start
 from mmkt.stop import Stop, Stopped
 from mmkt.telemetry import TrainingError
 from mmkt.train import fit, steps_of
 from mmkt.types import Phase, Predictions, Row
+
+NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 class Setup(NamedTuple):
@@ -43,17 +50,37 @@ class Setup(NamedTuple):
     learner: Learner
     feed: Feed
     parts: Parts
+    bad: list[Unreadable]  # cells for which rows were left out
 
 
 def build(config: Experiment) -> Setup:
     """Manifest, vocabularies, model, objectives, feed; weights are drawn from the config's seed."""
     parts = Parts(config.plugins)
-    manifest = open_manifest(config.data, config.seed, parts)
+    manifest, bad = open_manifest(config.data, config.seed, parts), []
+    if config.data.bad_rows == "drop":  # before a head learns from the rows; their processors take a model
+        _, looking = _model_and_feed(config, manifest, parts, NO_ROWS)
+        bad = looking.unreadable(_used(looking, config))
+        manifest = manifests.without(manifest, {cell.row for cell in bad})
+    model, feed = _model_and_feed(config, manifest, parts)
+    if config.model.start is not None:
+        distributed.say(start(model, config.model.start))
+    return Setup(manifest, Learner.from_config(config, model, feed.domains, config.plugins), feed, parts, bad)
+
+
+def _model_and_feed(
+    config: Experiment, manifest: Manifest, parts: Parts, labelled: np.ndarray | None = None
+) -> tuple[Model, Feed]:
     vocabularies = learn_vocabularies(config, manifest, parts)
     torch.manual_seed(config.seed)
     model = Model.from_config(config, vocabularies, config.plugins)
-    feed = Feed(manifest, model, config.data, config.seed)
-    return Setup(manifest, Learner.from_config(config, model, feed.domains, config.plugins), feed, parts)
+    return model, Feed(manifest, model, config.data, config.seed, labelled=labelled)
+
+
+def _used(feed: Feed, config: Experiment) -> np.ndarray:
+    """Numbers of the rows that training and its evaluation read, ascending."""
+    streams = [stream.split for stream in config.data.streams.values()]
+    splits = {config.data.train, config.data.validation, config.evaluate.split, *streams} - {None}
+    return np.unique(np.concatenate([feed.rows(split) for split in splits if split]))
 
 
 def use_threads(accelerator: Accelerator, threads: int | None) -> None:
@@ -130,6 +157,8 @@ def train(
     if dry:
         return dry_run(setup.learner, setup.feed, plan, config.train, console, accelerator.device)
     run = Run(config.run, config, fingerprint(setup.manifest), resume=resume)
+    if setup.bad and distributed.rank() == 0:
+        list_bad_rows(setup.bad, run.folder / "bad_rows.jsonl")
     if config.trackers:
         accelerator.init_trackers("mmkt", config={name: _scalar(value) for name, value in flat(config.settings()).items()})
     try:
@@ -175,23 +204,94 @@ def evaluate(
         plugins: folders or packages that the checkpoint's parts may come from.
         out: where to write; by default ``evaluation-SPLIT`` in the checkpoint's folder.
     """
-    accelerator = Accelerator()
-    model = Model.from_pretrained(path, plugins).to(accelerator.device)
-    assert model.config is not None
-    use_threads(accelerator, model.config.threads)
-    fixed = [text for text in overrides if text.split(".")[0] not in ("data", "evaluate")]
-    if fixed:
-        raise ConfigError([(fixed[0].partition("=")[0], "is fixed in a checkpoint; data.… and evaluate.… can be set")])
-    parts = Parts(plugins)
-    config = check(Experiment, override(model.config.settings(), overrides), parts)
-    model.config = config
-    feed = Feed(open_manifest(config.data, config.seed, parts), model, config.data, config.seed)
+    accelerator, parts = Accelerator(), Parts(plugins)
+    model, config = _revived(path, overrides, parts, accelerator, ("data", "evaluate"))
+    manifest = open_manifest(config.data, config.seed, parts)
+    bad, labelled = [], None
+    if config.data.bad_rows == "drop":  # bad rows of other splits stay, unread
+        looking = Feed(manifest, model, config.data, config.seed, labelled=NO_ROWS)
+        bad = looking.unreadable(looking.rows(config.evaluate.split))
+        manifest = manifests.without(manifest, {cell.row for cell in bad})
+        labelled = manifests.rows_of(manifest, config.evaluate.split)
+    feed = Feed(manifest, model, config.data, config.seed, labelled=labelled)
     rows, predictions = _figures(model, feed, parts, accelerator)
     folder = Path(out) if out else Path(path) / f"evaluation-{config.evaluate.split}"
     if distributed.rank() == 0:
-        write_figures(folder, rows, predictions)
+        write_figures(folder, rows, predictions, bad)
     distributed.wait()
     return rows, predictions, folder
+
+
+def _revived(
+    path: str, overrides: Sequence[str], parts: Parts, accelerator: Accelerator, settable: Sequence[str]
+) -> tuple[Model, Experiment]:
+    """A checkpoint's model on its device, and its config with overrides of some sections."""
+    model = Model.from_pretrained(path, parts.plugins).to(accelerator.device)
+    assert model.config is not None
+    use_threads(accelerator, model.config.threads)
+    fixed = [text for text in overrides if text.split(".")[0] not in settable]
+    if fixed:
+        can = " and ".join(f"{name}.…" for name in settable)
+        raise ConfigError([(fixed[0].partition("=")[0], f"is fixed in a checkpoint; {can} can be set")])
+    model.config = check(Experiment, override(model.config.settings(), overrides), parts)
+    return model, model.config
+
+
+def embed(
+    path: str,
+    manifest: str,
+    overrides: Sequence[str] = (),
+    *,
+    plugins: Sequence[str] = (),
+    out: str | None = None,
+    normalize: bool = False,
+) -> Path:
+    """Vectors of a manifest's rows: ``id, split, domain, group``, a column a modality and ``fused``, in row order.
+
+    A modality's column has its pooled vector in the shared space, (D,) float32, null where the row lacks it.
+
+    Args:
+        path: a checkpoint's folder, or a Hub id.
+        manifest: the rows; label columns are not read.
+        overrides: of ``data`` (``data.columns``, ``data.batch_size``).
+        plugins: folders or packages that the checkpoint's parts may come from.
+        out: the Parquet file; by default ``embeddings-MANIFEST.parquet`` in the checkpoint's folder.
+        normalize: scale every vector to length 1.
+
+    Raises:
+        ValueError: the manifest can't be used, or a modality's name is that of another column.
+    """
+    accelerator, parts = Accelerator(), Parts(plugins)
+    model, config = _revived(path, overrides, parts, accelerator, ("data",))
+    taken = [m for m in model.modalities if m in (*manifests.RESERVED, "fused")]
+    if taken:
+        raise ConfigError(f"the modality {taken[0]!r} has the name of another column of the table; train it under another name")
+    feed, bad = Feed(manifests.read(manifest), model, config.data, config.seed, labelled=NO_ROWS), []
+    rows = np.arange(len(feed.manifest.table))
+    if config.data.bad_rows == "drop":
+        bad = feed.unreadable(rows)
+        rows = np.flatnonzero(~np.isin(feed.manifest.table["id"].to_numpy(), [cell.row for cell in bad]))
+    predictions = predict(model, feed, rows, device=accelerator.device, autocast=accelerator.autocast, vectors=True)
+    # a Hub id is no folder: its vectors go to the current one
+    file = Path(out) if out else (Path(path) if Path(path).is_dir() else Path()) / f"embeddings-{Path(manifest).stem}.parquet"
+    if distributed.rank() == 0:
+        columns = {name: predictions.table[name] for name in manifests.RESERVED}
+        columns |= {name: predictions.table[f"vector.{name}"] for name in (*model.modalities, "fused")}
+        table = pa.table({name: _unit(x) if normalize and name not in manifests.RESERVED else x for name, x in columns.items()})
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_name(f"{file.name}.new")
+        pq.write_table(table, new)
+        new.replace(file)
+        if bad:
+            list_bad_rows(bad, file.with_suffix(".bad_rows.jsonl"))
+    distributed.wait()
+    return file
+
+
+def _unit(column: pa.ChunkedArray) -> pa.Array:
+    """Vectors scaled to length 1; null stays null."""
+    vectors = [None if x is None else np.array(x, np.float32) for x in column.to_pylist()]
+    return pa.array([x if x is None else x / max(float(np.linalg.norm(x)), 1e-12) for x in vectors], column.type)
 
 
 def _figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator) -> tuple[list[Row], Predictions]:
@@ -214,8 +314,16 @@ def _figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator) -
     return score(predictions, metrics, about=about, resamples=settings.resamples) if metrics else [], predictions
 
 
-def write_figures(folder: Path, rows: Sequence[Row], predictions: Predictions) -> None:
-    """``metrics.jsonl`` and ``predictions.parquet``, in place of what was there."""
+def list_bad_rows(bad: Sequence[Unreadable], file: Path) -> None:
+    """Why rows were left out, one JSON object a cell: id, column, message."""
+    lines = [{"id": cell.row, "column": cell.column, "message": cell.message} for cell in bad]
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+def write_figures(folder: Path, rows: Sequence[Row], predictions: Predictions, bad: Sequence[Unreadable] = ()) -> None:
+    """``metrics.jsonl``, ``predictions.parquet`` and, where rows were left out, ``bad_rows.jsonl``; old ones go."""
     with checkpoint.atomic(folder) as new:
         report.append(rows, new / "metrics.jsonl")
         pq.write_table(predictions.table, new / "predictions.parquet")
+        if bad:
+            list_bad_rows(bad, new / "bad_rows.jsonl")

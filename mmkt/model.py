@@ -200,9 +200,7 @@ class Model(nn.Module):
             CheckpointError: for a folder that lacks something, has a tensor too many or too few, or is damaged.
             ConfigError: for a config of a newer format, or one that names parts that mmkt and the plugins don't have.
         """
-        folder = checkpoint.settle(Path(name))
-        if not folder.is_dir():
-            folder = _download(str(name))
+        folder = locate(name)
         config = revive(Experiment, checkpoint.read_json(folder / "config.json"), plugins)
         vocabularies = checkpoint.read_json(folder / "vocabularies.json")
         absent = [task for task in config.model.heads if task not in vocabularies]
@@ -212,6 +210,12 @@ class Model(nn.Module):
         model = cls.from_config(config, vocabularies, plugins, folder / "assets")
         checkpoint.load_strict(model, tensors, folder / "model.safetensors")
         return model.eval()
+
+
+def locate(name: Path | str) -> Path:
+    """A checkpoint's folder: the local one, or the Hub's, downloaded."""
+    folder = checkpoint.settle(Path(name))
+    return folder if folder.is_dir() else _download(str(name))
 
 
 def _download(name: str) -> Path:

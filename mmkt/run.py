@@ -48,10 +48,8 @@ class Run:
             return f"there is no run to resume in {self.folder}" if resume else None
         if not resume:
             return f"{self.folder} has a run already: --resume continues it, run=OTHER starts another, or delete the folder"
-        before = read_json(self.folder / "config.json")
-        changed = [name for name, value in flat(json.loads(dump(config))).items() if flat(before).get(name) != value]
-        if changed:
-            return f"{self.folder} was started with another {', '.join(changed[:5])}: resume it unchanged, or give run=OTHER"
+        if problem := changed(self.folder, config):
+            return problem
         if read_json(self.folder / "environment.json")["data"] != fingerprint:
             return f"the manifest has changed since {self.folder} was started: give run=OTHER"
         return None
@@ -78,6 +76,13 @@ class Run:
         if distributed.rank() == 0 and path.exists():
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def changed(folder: Path, config: Experiment) -> str | None:
+    """What sets a config apart from the one that a run was started with, in words; None if nothing does."""
+    before = flat(read_json(folder / "config.json"))
+    names = [name for name, value in flat(json.loads(dump(config))).items() if before.get(name) != value]
+    return f"{folder} was started with another {', '.join(names[:5])}: resume it unchanged, or give run=OTHER" if names else None
 
 
 def _step(line: str) -> float:

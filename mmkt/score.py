@@ -68,6 +68,24 @@ def score(
     return rows
 
 
+def spread(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float, float]:
+    """Mean, standard deviation, and the ends of the mean's interval by Student's t; NaN where one value leaves none.
+
+    Args:
+        values: a figure a seed or fold. Folds share training rows, so theirs is an approximation (Bengio and
+            Grandvalet, 2004: no unbiased estimate exists).
+        level: coverage of the interval.
+    """
+    from scipy import stats
+
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return mean, np.nan, np.nan, np.nan
+    deviation = float(np.std(values, ddof=1))
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * deviation / n**0.5
+    return mean, deviation, mean - half, mean + half
+
+
 def draws(units: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Bootstrap weights of n rows, some resamples at a time, (r, n) each.
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
 from mmkt import report
 from mmkt.config import read
 from mmkt.experiment import Experiment
+from mmkt.score import spread
 
 
 def train(config: str, settings: Sequence[str], run: Path, seed: int) -> None:
@@ -34,13 +34,6 @@ def train(config: str, settings: Sequence[str], run: Path, seed: int) -> None:
         done = subprocess.run(command, stdout=log, stderr=log, check=False)
     if done.returncode:
         raise SystemExit(f"{run} failed: its output is in {run}.log; a folder without a saved step has to be deleted")
-
-
-def interval(values: np.ndarray) -> tuple[float, float, float, float]:
-    """Mean, standard deviation, and the ends of the 95 % interval of the mean."""
-    mean, spread = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else float("nan")
-    half = float(stats.t.ppf(0.975, max(1, len(values) - 1))) * spread / len(values) ** 0.5
-    return mean, spread, mean - half, mean + half
 
 
 def main() -> None:
@@ -67,16 +60,16 @@ def main() -> None:
         list(pool.map(lambda one: train(*one), todo))
     figures = {name: np.array([figure(runs[name, seed], options.metric) for seed in options.seeds]) for name in arms}
     first = next(iter(figures.values()))
-    lines = [(name, values, *interval(values)) for name, values in figures.items()]
-    lines += [(f"{n} − {next(iter(arms))}", x - first, *interval(x - first)) for n, x in list(figures.items())[1:]]
+    lines = [(name, values, *spread(values)) for name, values in figures.items()]
+    lines += [(f"{n} − {next(iter(arms))}", x - first, *spread(x - first)) for n, x in list(figures.items())[1:]]
     if options.json:
         names = ("arm", "values", "mean", "deviation", "low", "high")
         known = [(n, v.tolist(), *(None if np.isnan(x) else x for x in rest)) for n, v, *rest in lines]
         print(json.dumps({"rows": [dict(zip(names, line)) for line in known]}))
         return
     table = Table("arm", "mean", "deviation", "95 % interval", f"seeds {', '.join(map(str, options.seeds))}", box=None)
-    for name, values, mean, spread, low, high in lines:
-        table.add_row(name, f"{mean:.3f}", f"{spread:.3f}", f"[{low:.3f}, {high:.3f}]", " ".join(f"{v:.3f}" for v in values))
+    for name, values, mean, deviation, low, high in lines:
+        table.add_row(name, f"{mean:.3f}", f"{deviation:.3f}", f"[{low:.3f}, {high:.3f}]", " ".join(f"{v:.3f}" for v in values))
     Console().print(table)
 
 

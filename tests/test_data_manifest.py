@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmkt.data.manifest import ManifestError, assign_splits, column_of, fingerprint, from_rows, read, rows_of
+from mmkt.data.manifest import ManifestError, assign_splits, column_of, fingerprint, from_rows, read, rows_of, without
 
 
 def _jsonl(path, rows):
@@ -122,6 +122,14 @@ def test_splits_are_refused_where_they_cannot_be():
         assign_splits(from_rows([{"a": 1}]), {"train": 0.5, "test": 0.4}, 0)
     with pytest.raises(ManifestError, match="'test' would get no row: there are 1 groups"):
         assign_splits(from_rows([{"group": "g"}] * 4), {"train": 0.5, "test": 0.5}, 0)
+
+
+def test_without_rows():
+    manifest = from_rows([{"id": name, "split": "test"} for name in "abc"])
+    assert without(manifest, {"b"}).table["id"].to_pylist() == ["a", "c"]
+    assert without(manifest, set()).table == manifest.table
+    with pytest.raises(ManifestError, match="none of the 3 rows can be used"):
+        without(manifest, set("abc"))
 
 
 def test_rows_of_and_column_of():

@@ -16,11 +16,12 @@ FLOORS = [
     ["data", "encoders", "fusion", "heads", "objectives", "transfer", "metrics"],
     ["space", "score", "report"],
     ["model"],
-    ["feed", "learner", "card"],
+    ["feed", "learner", "card", "start"],
     ["optim", "run", "resume", "evaluate", "stop"],
     ["telemetry", "dry_run", "runs"],
     ["train"],
     ["launch"],
+    ["folds"],
     ["cli"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

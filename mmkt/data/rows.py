@@ -101,6 +101,17 @@ class Rows(Dataset[Item]):
         cells = {m: cell for m, column in self.cells.items() if not is_absent(cell := column[key.row].as_py())}
         return self._make(key, cells, f"row {self.ids[key.row].as_py()!r}" if self.ids is not None else f"row {key.row}")
 
+    def unreadable(self, row: int) -> dict[str, str]:
+        """By column, why the row's cell cannot be decoded: just what ``__getitem__`` would refuse."""
+        found = {}
+        for modality, column in self.cells.items():
+            try:
+                if not is_absent(cell := column[row].as_py()):
+                    self._raw(cell, self.processors[modality])
+            except (DecodeError, media.MediaError) as error:
+                found[self.columns[modality]] = str(error)
+        return found
+
     def item(self, cells: Mapping[str, Any], row: int = 0) -> Item:
         """The item of things in memory, by modality: as in a manifest, or what ``load`` takes besides.
 
@@ -188,20 +199,24 @@ def load(cell: Any, processor: Processor, root: str | Path, limits: Limits = USU
     raise AssertionError(f"no decoder for the kind {kind!r}")
 
 
-def labels(manifest: Manifest, column: str, label: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
+def labels(
+    manifest: Manifest, column: str, label: Callable[[Any], Tensor], rows: np.ndarray | None = None
+) -> tuple[Tensor, Tensor]:
     """All labels of a column: (rows, …), and which rows have one, (rows,) bool.
 
     Args:
         manifest: of n rows.
         column: the label column; null and NaN are unlabelled.
         label: a cell as a tensor; None gives the filler, and it raises ValueError for what it does not know.
+        rows: those that count; the others are unlabelled, whatever they hold. None for all.
 
     Raises:
         ManifestError: there is no such column, or ``label`` refuses cells: the message has up to five of them.
     """
     tensors, labelled, refused, reason = [], [], [], ""
+    counts = np.ones(len(manifest.table), dtype=bool) if rows is None else np.isin(np.arange(len(manifest.table)), rows)
     for row, value in enumerate(column_of(manifest, column).to_pylist()):
-        if isinstance(value, float) and value != value:
+        if not counts[row] or (isinstance(value, float) and value != value):
             value = None
         try:
             tensors.append(label(value))
