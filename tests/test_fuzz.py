@@ -168,5 +168,6 @@ def test_damage_is_refused_in_words(kind, tmp_path, alarm):
             signal.alarm(0)
         assert time.perf_counter() - start < SECONDS
     assert found["refused"] > EACH / 10, found
+    assert not found["refused without a word"], found
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < GROWTH, f"{grown} kB more at the peak"
