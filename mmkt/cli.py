@@ -137,9 +137,10 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def embed(options: argparse.Namespace) -> None:
     """Vectors of a manifest's rows."""
-    from mmkt import distributed, launch
+    from mmkt import distributed
+    from mmkt.embed import embed as vectors
 
-    file = launch.embed(
+    file = vectors(
         options.checkpoint,
         options.manifest,
         options.overrides,

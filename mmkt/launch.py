@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
@@ -29,6 +26,7 @@ from mmkt.dry_run import dry_run
 from mmkt.evaluate import judges, predict
 from mmkt.experiment import Experiment
 from mmkt.feed import Feed, learn_vocabularies, open_manifest
+from mmkt.launcher import refuse_absent, refuse_sharding, use_threads
 from mmkt.learner import Learner
 from mmkt.model import Model, matches
 from mmkt.parts import ConfigError, Parts
@@ -83,12 +81,6 @@ def _used(feed: Feed, config: Experiment) -> np.ndarray:
     return np.unique(np.concatenate([feed.rows(split) for split in splits if split]))
 
 
-def use_threads(accelerator: Accelerator, threads: int | None) -> None:
-    """Give a process that is alone on a CPU its threads; several processes keep what their launcher set."""
-    if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
-        torch.set_num_threads(threads or os.cpu_count() or 1)
-
-
 def checkpoint_encoders(learner: Learner, plan: Sequence[Phase]) -> None:
     """Turn gradient checkpointing on in every encoder that some phase trains."""
     trained = set().union(*(learner.trained_in(phase) for phase in plan))
@@ -98,29 +90,6 @@ def checkpoint_encoders(learner: Learner, plan: Sequence[Phase]) -> None:
                 encoder.checkpoint_gradients()
             except ValueError as error:
                 raise ConfigError([("train.checkpointing", f"encoders.{m}: {error}")]) from error
-
-
-def refuse_sharding() -> None:
-    """Refuse launchers that split the model over processes, before they do anything.
-
-    Saving, resuming and evaluating read whole tensors by name; under these each process holds a part of them.
-    """
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
-            words = (
-                f"the launcher's config asks for {name}, which splits the model over processes; mmkt train does not support it"
-            )
-            raise ConfigError(
-                f"{words}. Give accelerate launch --config_file configs/accelerate/ddp.yaml, or single.yaml, or cpu.yaml"
-            )
-
-
-def refuse_absent(trackers: Sequence[str]) -> None:
-    """Refuse trackers whose package is not installed (Accelerate would leave them out in silence)."""
-    for name in trackers:
-        packages = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
-        if not any(importlib.util.find_spec(package) for package in packages):
-            raise ConfigError([("trackers", f"{name} is not installed: pip install {name}, or leave it out (trackers=[])")])
 
 
 def _scalar(value: Any) -> Any:
@@ -205,7 +174,7 @@ def evaluate(
         out: where to write; by default ``evaluation-SPLIT`` in the checkpoint's folder.
     """
     accelerator, parts = Accelerator(), Parts(plugins)
-    model, config = _revived(path, overrides, parts, accelerator, ("data", "evaluate"))
+    model, config = revived(path, overrides, parts, accelerator, ("data", "evaluate"))
     manifest = open_manifest(config.data, config.seed, parts)
     bad, labelled = [], None
     if config.data.bad_rows == "drop":  # bad rows of other splits stay, unread
@@ -222,7 +191,7 @@ def evaluate(
     return rows, predictions, folder
 
 
-def _revived(
+def revived(
     path: str, overrides: Sequence[str], parts: Parts, accelerator: Accelerator, settable: Sequence[str]
 ) -> tuple[Model, Experiment]:
     """A checkpoint's model on its device, and its config with overrides of some sections."""
@@ -235,63 +204,6 @@ def _revived(
         raise ConfigError([(fixed[0].partition("=")[0], f"is fixed in a checkpoint; {can} can be set")])
     model.config = check(Experiment, override(model.config.settings(), overrides), parts)
     return model, model.config
-
-
-def embed(
-    path: str,
-    manifest: str,
-    overrides: Sequence[str] = (),
-    *,
-    plugins: Sequence[str] = (),
-    out: str | None = None,
-    normalize: bool = False,
-) -> Path:
-    """Vectors of a manifest's rows: ``id, split, domain, group``, a column a modality and ``fused``, in row order.
-
-    A modality's column has its pooled vector in the shared space, (D,) float32, null where the row lacks it.
-
-    Args:
-        path: a checkpoint's folder, or a Hub id.
-        manifest: the rows; label columns are not read.
-        overrides: of ``data`` (``data.columns``, ``data.batch_size``).
-        plugins: folders or packages that the checkpoint's parts may come from.
-        out: the Parquet file; by default ``embeddings-MANIFEST.parquet`` in the checkpoint's folder.
-        normalize: scale every vector to length 1.
-
-    Raises:
-        ValueError: the manifest can't be used, or a modality's name is that of another column.
-    """
-    accelerator, parts = Accelerator(), Parts(plugins)
-    model, config = _revived(path, overrides, parts, accelerator, ("data",))
-    taken = [m for m in model.modalities if m in (*manifests.RESERVED, "fused")]
-    if taken:
-        raise ConfigError(f"the modality {taken[0]!r} has the name of another column of the table; train it under another name")
-    feed, bad = Feed(manifests.read(manifest), model, config.data, config.seed, labelled=NO_ROWS), []
-    rows = np.arange(len(feed.manifest.table))
-    if config.data.bad_rows == "drop":
-        bad = feed.unreadable(rows)
-        rows = np.flatnonzero(~np.isin(feed.manifest.table["id"].to_numpy(), [cell.row for cell in bad]))
-    predictions = predict(model, feed, rows, device=accelerator.device, autocast=accelerator.autocast, vectors=True)
-    # a Hub id is no folder: its vectors go to the current one
-    file = Path(out) if out else (Path(path) if Path(path).is_dir() else Path()) / f"embeddings-{Path(manifest).stem}.parquet"
-    if distributed.rank() == 0:
-        columns = {name: predictions.table[name] for name in manifests.RESERVED}
-        columns |= {name: predictions.table[f"vector.{name}"] for name in (*model.modalities, "fused")}
-        table = pa.table({name: _unit(x) if normalize and name not in manifests.RESERVED else x for name, x in columns.items()})
-        file.parent.mkdir(parents=True, exist_ok=True)
-        new = file.with_name(f"{file.name}.new")
-        pq.write_table(table, new)
-        new.replace(file)
-        if bad:
-            list_bad_rows(bad, file.with_suffix(".bad_rows.jsonl"))
-    distributed.wait()
-    return file
-
-
-def _unit(column: pa.ChunkedArray) -> pa.Array:
-    """Vectors scaled to length 1; null stays null."""
-    vectors = [None if x is None else np.array(x, np.float32) for x in column.to_pylist()]
-    return pa.array([x if x is None else x / max(float(np.linalg.norm(x)), 1e-12) for x in vectors], column.type)
 
 
 def _figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator) -> tuple[list[Row], Predictions]:

@@ -10,7 +10,7 @@ import pytest
 HOME = Path(__file__).parent.parent / "mmkt"
 FLOORS = [
     ["types", "parts", "distributed", "doctor"],
-    ["config", "catalogue"],
+    ["config", "catalogue", "launcher"],
     ["experiment", "schema", "pretrained", "checkpoint"],
     ["layers", "push"],
     ["data", "encoders", "fusion", "heads", "objectives", "transfer", "metrics"],
@@ -21,7 +21,7 @@ FLOORS = [
     ["telemetry", "dry_run", "runs"],
     ["train"],
     ["launch"],
-    ["folds"],
+    ["folds", "embed"],
     ["cli"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
