@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import LoggerType
 
 from mmkt import experiment as settings_of
-from mmkt import launch
+from mmkt import launch, launcher
 from mmkt.config import check, override
 from mmkt.experiment import Experiment
 from mmkt.parts import ConfigError, Parts
@@ -77,7 +77,7 @@ def test_trackers_are_those_that_accelerate_knows():
 
 
 def test_a_tracker_that_is_not_installed_is_refused(tiny_settings, monkeypatch):
-    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(launcher.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="wandb is not installed: pip install wandb"):
         launch.train(experiment(tiny_settings, "trackers=[wandb]"))
 
