@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mmkt.report import read
 from mmkt.run import flat
 
 APART = ("run",)  # settings that differ between any two runs
+SHOWN = 4  # settings of a run in the table
 
 
 def index(folder: Path) -> list[dict[str, Any]]:
@@ -52,17 +54,29 @@ def index(folder: Path) -> list[dict[str, Any]]:
 
 
 def show(runs: list[dict[str, Any]], console: Console) -> None:
-    """Print the index as a table; what a run lacks is a dash."""
-    figures, settings = (list(dict.fromkeys(name for one in runs for name in one[key])) for key in ("figures", "settings"))
+    """Print the index as a table: of every split the first figure, and in what a run differs from most runs."""
+    splits = list(dict.fromkeys(name.partition("/")[0] for one in runs for name in one["figures"]))
+    usual = {
+        name: Counter(json.dumps(one["settings"][name]) for one in runs).most_common(1)[0][0] for name in runs[0]["settings"]
+    }
     table = Table(box=None, pad_edge=False)
-    for name in ("name", "date", "state", *figures, *settings):
+    for name in ("name", "state", *splits, "settings unlike most"):
         table.add_column(Text(name, "bold"), overflow="fold")
     for one in runs:
-        cells = [one["name"], one["date"], one["state"]]
-        cells += [f"{one['figures'][name]:.4f}" if one["figures"].get(name) is not None else "–" for name in figures]
-        cells += ["–" if one["settings"][name] is None else str(one["settings"][name]) for name in settings]
-        table.add_row(*(Text(cell) for cell in cells))
+        unlike = [(name, value) for name, value in one["settings"].items() if json.dumps(value) != usual[name]]
+        own = [f"{name}={value}" for name, value in unlike if value is not None]  # None: of parts that this run lacks
+        words = [*own[:SHOWN], *([f"and {len(own) - SHOWN} more (--json)"] if len(own) > SHOWN else [])]
+        cells = [one["name"], f"{one['state']}\n{one['date']}", *(_first(one["figures"], split) for split in splits)]
+        table.add_row(*(Text(cell) for cell in [*cells, "\n".join(words) or "–"]))
     console.print(table)
+
+
+def _first(figures: dict[str, float | None], split: str) -> str:
+    """The first figure of a split, with its name."""
+    for name, value in figures.items():
+        if name.startswith(f"{split}/") and value is not None:
+            return f"{value:.4f}\n{name.removeprefix(f'{split}/')}"
+    return "–"
 
 
 def _state(home: Path) -> str:

@@ -98,6 +98,9 @@ def test_runs_shows_states_figures_and_what_differs(capfd, tiny_settings, config
     code, out, _ = call(capfd, "runs", folder)
     assert code == 0
     assert "deep/c" in out
+    assert "train.lr=0.003" in out
+    assert "train.lr=0.001" not in out, "what most runs have is not said"
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_runs_refuses_what_is_none(capfd, tmp_path):
