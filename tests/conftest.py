@@ -16,9 +16,14 @@ import pytest
 import soundfile
 import torch
 import yaml
+from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from mmkt.config import check, override
+from mmkt.experiment import Experiment
+from mmkt.parts import Parts
 
 torch.set_num_threads(1)
 
@@ -131,6 +136,18 @@ def settings(manifest: Path, bert: Path, run: Path) -> dict:
         "trackers": [],
         "threads": 1,
     }
+
+
+def experiment(data: dict, *overrides: str) -> Experiment:
+    return check(Experiment, override(data, overrides), Parts())
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate's state is shared in a process: every test starts without."""
+    yield
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
 
 
 @pytest.fixture

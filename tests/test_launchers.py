@@ -11,28 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import LoggerType
+from conftest import experiment
 
 from mmkt import experiment as settings_of
 from mmkt import launch, launcher
-from mmkt.config import check, override
-from mmkt.experiment import Experiment
-from mmkt.parts import ConfigError, Parts
+from mmkt.parts import ConfigError
 
 HOME = Path(__file__).parent.parent
 CONFIGS = sorted((HOME / "configs/accelerate").glob("*.yaml"))
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
-
-
-def experiment(data: dict, *overrides: str) -> Experiment:
-    return check(Experiment, override(data, overrides), Parts())
 
 
 def losses(run: Path) -> list[float]:

@@ -13,25 +13,12 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState, PartialState
+from conftest import experiment
 
 from mmkt import launch, stop
-from mmkt.config import check, override
-from mmkt.experiment import Experiment
-from mmkt.parts import Parts
 from mmkt.stop import RESUME_ME, Stop, Stopped, seconds
 
 HOME = Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
-
-
-def experiment(data: dict, *overrides: str) -> Experiment:
-    return check(Experiment, override(data, overrides), Parts())
 
 
 def losses(run: Path) -> list[tuple]:

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
+from conftest import experiment
 from safetensors.torch import load_file
 from torch import nn
 
@@ -34,17 +34,6 @@ from mmkt.run import Run
 from mmkt.telemetry import TrainingError, better
 from mmkt.train import fit
 from mmkt.types import Batch, Encoded, Outputs
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    yield
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
-
-
-def experiment(data: dict, *overrides: str) -> Experiment:
-    return check(Experiment, override(data, overrides), Parts())
 
 
 def lines(run: Path) -> list[dict]:
