@@ -71,5 +71,10 @@ def embed(
 
 def _unit(column: pa.ChunkedArray) -> pa.Array:
     """Vectors scaled to length 1; null stays null."""
-    vectors = [None if x is None else np.array(x, np.float32) for x in column.to_pylist()]
-    return pa.array([x if x is None else x / max(float(np.linalg.norm(x)), 1e-12) for x in vectors], column.type)
+    (array,) = column.chunks
+    if array.null_count == len(array):
+        return array
+    there = ~array.is_null().to_numpy(zero_copy_only=False)
+    vectors = array.flatten().to_numpy().reshape(there.sum(), -1)  # (rows that have one, D)
+    unit = iter(vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12))
+    return pa.array([next(unit) if on else None for on in there], column.type)

@@ -58,6 +58,11 @@ def predict(
     finally:
         model.train(training)
     parts = [part for every in distributed.everyone(found) for part in every]
+    return _gathered(model, feed, rows, parts, vectors)
+
+
+def _gathered(model: Model, feed: Feed, rows: np.ndarray, parts: list, vectors: bool) -> Predictions:
+    """What every process found, batch by batch, as one table in row order."""
     order = np.argsort(np.concatenate([row for row, *_ in parts]), kind="stable")
     table = feed.manifest.table.select(["id", "split", "domain", "group"]).take(np.sort(rows))
     columns: dict[str, Any] = {"row": np.sort(rows)} | {name: table[name] for name in table.column_names}

@@ -73,7 +73,7 @@ class Data(Section):
     """What a row whose media cannot be decoded does: end the command, or leave every split, counted and listed."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that read ahead, for each process that trains."""
-    memory: Annotated[float, Field(ge=0)] = 1.0
+    cache: Annotated[float, Field(ge=0)] = 1.0
     """GB of decoded items that each training process keeps between epochs; 0 keeps none."""
     max_pixels: Count = 64_000_000
     max_seconds: Annotated[float, Field(gt=0)] = 60.0

@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader
 from mmkt import distributed
 from mmkt.checkpoint import read_json, write_json
 from mmkt.data import manifest as manifests
-from mmkt.data import media, sampling
+from mmkt.data import media, sampling, splits
+from mmkt.data.cache import Cache
 from mmkt.data.check import Unreadable
 from mmkt.data.collate import Collate, Cuts
 from mmkt.data.decode import Limits
 from mmkt.data.manifest import Manifest
-from mmkt.data.memory import Memory
 from mmkt.data.rows import Rows, labels
 from mmkt.experiment import Data, Experiment
 from mmkt.model import Model
@@ -66,16 +66,16 @@ def open_manifest(data: Data, seed: int, parts: Parts) -> Manifest:
     manifest = manifests.read(path)
     if data.fold is not None:
         names = data.train, data.validation, data.test
-        folds = manifests.folds_of(manifest, data.fold.by, data.fold.k, seed)
-        manifest = manifests.assign_fold(manifest, folds, data.fold.test, names, data.fold.validation, seed)
+        folds = splits.folds_of(manifest, data.fold.by, data.fold.k, seed)
+        manifest = splits.assign_fold(manifest, folds, data.fold.test, names, data.fold.validation, seed)
     elif manifest.table["split"].null_count == len(manifest.table):
-        manifest = manifests.assign_splits(manifest, data.fractions, seed)
+        manifest = splits.assign_splits(manifest, data.fractions, seed)
     return manifest
 
 
 def learn_vocabularies(config: Experiment, manifest: Manifest, parts: Parts) -> dict[str, Any]:
     """By task, what its head learns from the training split's labels."""
-    rows = manifests.rows_of(manifest, config.data.train)
+    rows = splits.rows_of(manifest, config.data.train)
     found = {}
     for task, spec in config.model.heads.items():
         column = config.data.labels.get(task, task)
@@ -108,7 +108,7 @@ class Feed:
         self.processors = {m: encoder.processor() for m, encoder in model.encoders.items()}
         self.limits = Limits(data.max_pixels, data.max_seconds, data.max_characters)
         self.cuts = Cuts()
-        self.memory = Memory(data.memory * 1e9 / max(1, data.workers))
+        self.cache = Cache(data.cache * 1e9 / max(1, data.workers))
         table = manifest.table
         self.domains, self.domain = _codes(table["domain"].to_pylist())
         self.groups, self.group = _codes(table["group"].to_pylist())
@@ -130,7 +130,7 @@ class Feed:
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of a split."""
-        return manifests.rows_of(self.manifest, split)
+        return splits.rows_of(self.manifest, split)
 
     def unreadable(self, rows: np.ndarray) -> list[Unreadable]:
         """Cells of some rows that cannot be decoded; rank 0 looks, and every process has its answer."""
@@ -224,7 +224,7 @@ class Feed:
             views=views,
             dropout=self.data.dropout,
             limits=self.limits,
-            memory=self.memory,
+            cache=self.cache,
         )
 
     def _loader(self, rows: Rows, batches: Any, pin: bool) -> DataLoader:

@@ -14,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from mmkt import distributed, launch, report
-from mmkt.checkpoint import CheckpointError, settle
-from mmkt.data import manifest as manifests
+from mmkt.checkpoint import CheckpointError
+from mmkt.data import splits
 from mmkt.experiment import Experiment
 from mmkt.feed import open_manifest
 from mmkt.parts import ConfigError, Parts
-from mmkt.run import changed
+from mmkt.run import changed, stage
 from mmkt.score import spread
 from mmkt.types import Row
 
@@ -52,7 +52,7 @@ def folds(config: Experiment) -> list[Figure]:
         raise ConfigError([("data.fold", "is missing: it says which column's values are the folds")])
     PartialState()  # which process this is, before the first look at the data
     plain = config.data.model_copy(update={"fold": None, "fractions": {config.data.train: 1.0}})
-    names = set(manifests.folds_of(open_manifest(plain, config.seed, Parts(config.plugins)), *_by(config)))
+    names = set(splits.folds_of(open_manifest(plain, config.seed, Parts(config.plugins)), *_by(config)))
     order = sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
     if len(order) < 2:
         raise ConfigError([("data.fold.by", f"the column {config.data.fold.by!r} has one value alone; folds are two or more")])
@@ -88,14 +88,11 @@ def _of(config: Experiment, name: str, place: str) -> Experiment:
 def _one(config: Experiment) -> list[Row]:
     """A fold's figures: read where it has ended, else trained from where it stands."""
     run = Path(config.run)
-    figures, last = run / "best" / f"evaluation-{config.evaluate.split}" / "metrics.jsonl", run / "last" / "state.json"
-    begun = (run / "config.json").is_file()
-    settle(run / "best"), settle(run / "last")
-    state = distributed.from_first("ended" if figures.is_file() else "saved" if last.is_file() else "begun" if begun else "new")
+    state = distributed.from_first(stage(run, config.evaluate.split))
     if state != "new" and (problem := changed(run, config)):
         raise CheckpointError(problem)
     if state == "ended":
-        return report.read(figures)
+        return report.read(run / "best" / f"evaluation-{config.evaluate.split}" / "metrics.jsonl")
     if state == "begun" and distributed.rank() == 0 and not (run / "best").exists():
         shutil.rmtree(run)  # killed before its first saved step: there is nothing to continue
     distributed.wait()

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from mmkt import checkpoint, distributed, report
 from mmkt.card import model_card
 from mmkt.config import check, override
-from mmkt.data import manifest as manifests
+from mmkt.data import splits
 from mmkt.data.check import Unreadable
 from mmkt.data.manifest import Manifest, fingerprint
 from mmkt.dry_run import dry_run
@@ -55,30 +55,31 @@ def build(config: Experiment) -> Setup:
     """Manifest, vocabularies, model, objectives, feed; weights are drawn from the config's seed."""
     parts = Parts(config.plugins)
     manifest, bad = open_manifest(config.data, config.seed, parts), []
-    if config.data.bad_rows == "drop":  # before a head learns from the rows; their processors take a model
-        _, looking = _model_and_feed(config, manifest, parts, NO_ROWS)
+    model = _drawn(config, manifest, parts)
+    if config.data.bad_rows == "drop":
+        looking = Feed(manifest, model, config.data, config.seed, labelled=NO_ROWS)
         bad = looking.unreadable(_used(looking, config))
-        manifest = manifests.without(manifest, {cell.row for cell in bad})
-    model, feed = _model_and_feed(config, manifest, parts)
+        if bad:  # heads learn from the rows that are left
+            manifest = splits.without(manifest, {cell.row for cell in bad})
+            model = _drawn(config, manifest, parts)
+    feed = Feed(manifest, model, config.data, config.seed)
     if config.model.start is not None:
         distributed.say(start(model, config.model.start))
     return Setup(manifest, Learner.from_config(config, model, feed.domains, config.plugins), feed, parts, bad)
 
 
-def _model_and_feed(
-    config: Experiment, manifest: Manifest, parts: Parts, labelled: np.ndarray | None = None
-) -> tuple[Model, Feed]:
+def _drawn(config: Experiment, manifest: Manifest, parts: Parts) -> Model:
+    """The model for these rows, drawn from the config's seed."""
     vocabularies = learn_vocabularies(config, manifest, parts)
     torch.manual_seed(config.seed)
-    model = Model.from_config(config, vocabularies, config.plugins)
-    return model, Feed(manifest, model, config.data, config.seed, labelled=labelled)
+    return Model.from_config(config, vocabularies, config.plugins)
 
 
 def _used(feed: Feed, config: Experiment) -> np.ndarray:
     """Numbers of the rows that training and its evaluation read, ascending."""
     streams = [stream.split for stream in config.data.streams.values()]
-    splits = {config.data.train, config.data.validation, config.evaluate.split, *streams} - {None}
-    return np.unique(np.concatenate([feed.rows(split) for split in splits if split]))
+    names = {config.data.train, config.data.validation, config.evaluate.split, *streams} - {None}
+    return np.unique(np.concatenate([feed.rows(name) for name in names if name]))
 
 
 def checkpoint_encoders(learner: Learner, plan: Sequence[Phase]) -> None:
@@ -180,8 +181,8 @@ def evaluate(
     if config.data.bad_rows == "drop":  # bad rows of other splits stay, unread
         looking = Feed(manifest, model, config.data, config.seed, labelled=NO_ROWS)
         bad = looking.unreadable(looking.rows(config.evaluate.split))
-        manifest = manifests.without(manifest, {cell.row for cell in bad})
-        labelled = manifests.rows_of(manifest, config.evaluate.split)
+        manifest = splits.without(manifest, {cell.row for cell in bad})
+        labelled = splits.rows_of(manifest, config.evaluate.split)
     feed = Feed(manifest, model, config.data, config.seed, labelled=labelled)
     rows, predictions = _figures(model, feed, parts, accelerator)
     folder = Path(out) if out else Path(path) / f"evaluation-{config.evaluate.split}"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmkt import distributed
 from mmkt.checkpoint import CheckpointError, read_json, settle, write_json
@@ -76,6 +76,19 @@ class Run:
         if distributed.rank() == 0 and path.exists():
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def stage(folder: Path, split: str) -> Literal["new", "begun", "saved", "ended"]:
+    """Where a run stands: nothing there, nothing saved yet, a state to resume from, or its best evaluated on a split.
+
+    A checkpoint of an unfinished run can be evaluated too, but only a training's end writes the card beside it.
+    """
+    best = settle(folder / "best")
+    if (best / "README.md").is_file() and (best / f"evaluation-{split}" / "metrics.jsonl").is_file():
+        return "ended"
+    if (settle(folder / "last") / "state.json").is_file():
+        return "saved"
+    return "begun" if (folder / "config.json").is_file() else "new"
 
 
 def changed(folder: Path, config: Experiment) -> str | None:

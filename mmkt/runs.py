@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mmkt.checkpoint import CheckpointError, read_json, settle
 from mmkt.report import read
-from mmkt.run import flat
+from mmkt.run import flat, stage
 
 APART = ("run",)  # settings that differ between any two runs
 SHOWN = 4  # settings of a run in the table
@@ -80,13 +80,12 @@ def _first(figures: dict[str, float | None], split: str) -> str:
 
 
 def _state(home: Path) -> str:
-    last = settle(home / "last")
-    if not (last / "state.json").is_file():
+    stands = stage(home, read_json(home / "config.json")["evaluate"]["split"])
+    if stands == "begun":
         return "nothing saved"
-    state = read_json(last / "state.json")["progress"]
-    if list(settle(home / "best").glob("evaluation-*/metrics.jsonl")):
-        return f"finished, {state['total']} steps"
-    return f"stopped at step {state['total']}"
+    if stands == "saved":
+        return f"stopped at step {read_json(home / 'last/state.json')['progress']['total']}"
+    return f"finished, {read_json(home / 'last/state.json')['progress']['total']} steps"
 
 
 def _figures(home: Path) -> dict[str, float | None]:

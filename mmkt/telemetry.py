@@ -78,7 +78,8 @@ class Meter:
         figures = dict(zip(names, (distributed.total(means.sum(0)) / steps).tolist()))
         weighted = sum(self.learner.weight(name) * value for name, value in figures.items())
         now = time.perf_counter()
-        gone = now - (self.since or now)
+        assert self.since is not None, "a step was taken"
+        gone = now - self.since
         rate = self.seen / max(gone, 1e-9)
         values = {"loss": weighted, **{f"loss/{name}": value for name, value in figures.items()}, "lr": lr, "rows/s": rate}
         if norm is not None:

@@ -20,15 +20,17 @@ from rich.table import Table
 from mmkt import report
 from mmkt.config import read
 from mmkt.experiment import Experiment
+from mmkt.run import stage
 from mmkt.score import spread
 
 
 def train(config: str, settings: Sequence[str], run: Path, seed: int) -> None:
     """One run, to its end; nothing where it has ended."""
-    if (run / "best" / "README.md").exists() and list((run / "best").glob("evaluation-*/metrics.jsonl")):
+    stands = stage(run, read(Experiment, config, settings).evaluate.split)
+    if stands == "ended":
         return
     command = [sys.executable, "-m", "mmkt.cli", "train", config, *settings, f"seed={seed}", f"run={run}"]
-    if (run / "last" / "state.json").exists():
+    if stands == "saved":
         command.append("--resume")
     with run.with_name(f"{run.name}.log").open("a", encoding="utf-8") as log:
         done = subprocess.run(command, stdout=log, stderr=log, check=False)

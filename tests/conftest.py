@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 
@@ -21,6 +22,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from mmkt import cli
 from mmkt.config import check, override
 from mmkt.experiment import Experiment
 from mmkt.parts import Parts
@@ -165,3 +167,47 @@ def config_file(tmp_path):
         return path
 
     return make
+
+
+def call(capfd, *words: object) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a command, in this process."""
+    capfd.readouterr()
+    try:
+        cli.main([str(word) for word in words])
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    finally:
+        AcceleratorState._reset_state()
+        PartialState._reset_state()
+    out, err = capfd.readouterr()
+    return status, out, err
+
+
+def refused(capfd, *words: object) -> str:
+    status, out, err = call(capfd, *words)
+    assert status == 2
+    assert "error: " in err
+    assert "Traceback" not in err + out
+    return err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_manifest, tiny_bert) -> Path:
+    """A trained run's best checkpoint."""
+    from mmkt import launch
+
+    folder = tmp_path_factory.mktemp("trained")
+    launch.train(check(Experiment, settings(tiny_manifest, tiny_bert, folder / "run"), Parts()))
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+    return folder / "run/best"
+
+
+def with_rows(tiny_settings: dict, tmp_path: Path, change) -> dict:
+    rows = rows_of_three(40)
+    for k, row in enumerate(rows):
+        change(k, row)
+    changed = copy.deepcopy(tiny_settings)
+    changed["data"]["manifest"] = str(write(rows, tmp_path / "bad.parquet"))
+    return changed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import subprocess
@@ -12,55 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import png, rows_of_three, settings, wav, write
+from conftest import call, png, refused, rows_of_three, wav, with_rows, write
 from safetensors.torch import load_file, save_file
 
-from mmkt import cli
 from mmkt.config import override
 
 HOME = Path(__file__).parent.parent
-
-
-def call(capfd, *words: object) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of a command, in this process."""
-    from accelerate.state import AcceleratorState, PartialState
-
-    capfd.readouterr()
-    try:
-        cli.main([str(word) for word in words])
-        status = 0
-    except SystemExit as end:
-        status = int(end.code or 0)
-    finally:
-        AcceleratorState._reset_state()
-        PartialState._reset_state()
-    out, err = capfd.readouterr()
-    return status, out, err
-
-
-def refused(capfd, *words: object) -> str:
-    status, out, err = call(capfd, *words)
-    assert status == 2
-    assert "error: " in err
-    assert "Traceback" not in err + out
-    return err
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_manifest, tiny_bert) -> Path:
-    """A trained run's best checkpoint."""
-    from accelerate.state import AcceleratorState, PartialState
-
-    from mmkt import launch
-    from mmkt.config import check
-    from mmkt.experiment import Experiment
-    from mmkt.parts import Parts
-
-    folder = tmp_path_factory.mktemp("trained")
-    launch.train(check(Experiment, settings(tiny_manifest, tiny_bert, folder / "run"), Parts()))
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
-    return folder / "run/best"
 
 
 # ---------------------------------------------------------------- small commands
@@ -194,15 +150,6 @@ def test_settings_that_cannot_be(capfd, tiny_settings, config_file, overrides, s
     err = refused(capfd, "train", config_file(tiny_settings), *overrides)
     for words in says:
         assert words in err
-
-
-def with_rows(tiny_settings: dict, tmp_path: Path, change) -> dict:
-    rows = rows_of_three(40)
-    for k, row in enumerate(rows):
-        change(k, row)
-    changed = copy.deepcopy(tiny_settings)
-    changed["data"]["manifest"] = str(write(rows, tmp_path / "bad.parquet"))
-    return changed
 
 
 @pytest.mark.parametrize("workers", [0, 1])

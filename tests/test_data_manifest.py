@@ -5,7 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmkt.data.manifest import ManifestError, assign_splits, column_of, fingerprint, from_rows, read, rows_of, without
+from mmkt.data.manifest import ManifestError, column_of, fingerprint, from_rows, read
+from mmkt.data.splits import assign_splits, rows_of, without
 
 
 def _jsonl(path, rows):

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from mmkt.data.cache import Cache
 from mmkt.data.collate import Collate
 from mmkt.data.decode import DecodeError, Limits
 from mmkt.data.manifest import ManifestError, from_rows
 from mmkt.data.media import MediaError
-from mmkt.data.memory import Memory
 from mmkt.data.rows import Draw, Rows, labels, load
 from mmkt.data.sampling import Stream, TrainSampler
 from mmkt.types import Processor
@@ -323,14 +323,14 @@ def test_batches_through_workers_are_batches():
         assert same(a, b)
 
 
-def test_memory_decodes_once_and_changes_nothing(monkeypatch):
+def test_the_cache_decodes_once_and_changes_nothing(monkeypatch):
     calls = []
     once = manifest()  # its media are random
     monkeypatch.setattr("mmkt.data.rows.load", lambda cell, *rest: calls.append(1) or load(cell, *rest))
-    memory = Memory(1e9)
+    cache = Cache(1e9)
     for train in (True, False, True):
         settings = {"seed": 4, "train": train, "views": ("weak",), "dropout": {"text": 0.5}}
-        kept, plain = (Rows(once, COLUMNS, PROCESSORS, memory=m, **settings) for m in (memory, None))
+        kept, plain = (Rows(once, COLUMNS, PROCESSORS, cache=m, **settings) for m in (cache, None))
         for epoch in (0, 1):
             draws = [Draw(row, epoch, 0) for row in range(12)]
             items, decoded = [kept[draw] for draw in draws], len(calls)
@@ -343,9 +343,9 @@ def test_memory_decodes_once_and_changes_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize("value", [torch.rand(50, 50), Image.new("RGB", (80, 40)), "x" * 9_600, [{"a": torch.rand(60)}] * 25])
-def test_memory_stays_within_its_size(value):
-    memory = Memory(25_000)
+def test_the_cache_stays_within_its_size(value):
+    cache = Cache(25_000)
     for key in range(10):
-        memory.get(key, lambda: value)
-    kept = [key for key in range(10) if memory.get(key, lambda: None) is not None]
+        cache.get(key, lambda: value)
+    kept = [key for key in range(10) if cache.get(key, lambda: None) is not None]
     assert kept == [0, 1], "about 10,000 bytes each; what came first stays"

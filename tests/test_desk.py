@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cli import call, refused, trained  # noqa: F401
+from conftest import call, refused
 
 from mmkt import doctor
 
@@ -83,6 +83,8 @@ def test_runs_shows_states_figures_and_what_differs(capfd, tiny_settings, config
         assert call(capfd, "train", file, f"run={folder / name}", f"train.lr={lr}", "--json")[0] == 0
     shutil.copytree(folder / "b", folder / "deep/c")
     shutil.rmtree(folder / "deep/c/best/evaluation-test")
+    assert call(capfd, "evaluate", folder / "deep/c/best")[0] == 0
+    (folder / "deep/c/best/README.md").unlink()  # as if cut off before its end, and evaluated by hand
     code, out, err = call(capfd, "runs", folder, "--json")
     assert code == 0, err
     found = {one["name"]: one for one in json.loads(out)["runs"]}
@@ -94,7 +96,7 @@ def test_runs_shows_states_figures_and_what_differs(capfd, tiny_settings, config
     rows = [json.loads(line) for line in (folder / "a/best/evaluation-test/metrics.jsonl").read_text().splitlines()]
     accuracy = next(r["value"] for r in rows if r["metric"] == "accuracy" and r["group"] == "all")
     assert found["a"]["figures"]["test/kind/accuracy"] == accuracy
-    assert "test/kind/accuracy" not in found["deep/c"]["figures"]
+    assert found["deep/c"]["figures"]["test/kind/accuracy"] == found["b"]["figures"]["test/kind/accuracy"]
     code, out, _ = call(capfd, "runs", folder)
     assert code == 0
     assert "deep/c" in out
@@ -146,7 +148,7 @@ def hub(monkeypatch):
     return Hub
 
 
-def test_push_uploads_the_checkpoint_and_no_predictions(capfd, trained, hub):  # noqa: F811
+def test_push_uploads_the_checkpoint_and_no_predictions(capfd, trained, hub):
     code, out, err = call(capfd, "push", trained, "me/tiny", "--private", "--json")
     assert code == 0, err
     assert json.loads(out)["address"].endswith("me/tiny")
@@ -158,7 +160,7 @@ def test_push_uploads_the_checkpoint_and_no_predictions(capfd, trained, hub):  #
     assert not [file for file in files if "predictions" in file]
 
 
-def test_push_refuses(capfd, trained, hub, monkeypatch, tmp_path):  # noqa: F811
+def test_push_refuses(capfd, trained, hub, monkeypatch, tmp_path):
     import huggingface_hub
     from huggingface_hub import constants
 

@@ -15,7 +15,8 @@ from mmkt import folds as study
 from mmkt import launch
 from mmkt.checkpoint import CheckpointError
 from mmkt.config import check
-from mmkt.data.manifest import ManifestError, assign_fold, folds_of, from_rows
+from mmkt.data.manifest import ManifestError, from_rows
+from mmkt.data.splits import assign_fold, folds_of
 from mmkt.experiment import Experiment
 from mmkt.parts import Parts
 from mmkt.score import spread

@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import png, rows_of_three, wav, write
-from test_cli import call, refused, trained, with_rows  # noqa: F401 - trained is a fixture
+from conftest import call, png, refused, rows_of_three, wav, with_rows, write
 
 from mmkt.checkpoint import read_tensors
 from mmkt.model import Model
@@ -124,7 +123,7 @@ def embedded_by_two(checkpoint: Path, manifest: Path, out: Path, *words: str) ->
     return pq.read_table(out)
 
 
-def test_embed(capfd, trained, unlabelled, tmp_path):  # noqa: F811
+def test_embed(capfd, trained, unlabelled, tmp_path):
     for name, more in (("one", []), ("unit", ["--normalize"])):
         status, _, err = call(capfd, "embed", trained, unlabelled, "--out", tmp_path / f"{name}.parquet", *more)
         assert status == 0, err
@@ -159,7 +158,7 @@ def test_embed(capfd, trained, unlabelled, tmp_path):  # noqa: F811
     assert one.schema.field("fused").type == pa.list_(pa.float32())
 
 
-def test_embed_refuses_and_leaves_out(capfd, trained, unlabelled, tmp_path):  # noqa: F811
+def test_embed_refuses_and_leaves_out(capfd, trained, unlabelled, tmp_path):
     assert "is fixed in a checkpoint; data.… can be set" in refused(capfd, "embed", trained, unlabelled, "evaluate.split=x")
     assert "no such file" in refused(capfd, "embed", trained, tmp_path / "none.csv")
     rows = pq.read_table(unlabelled).to_pylist()
@@ -287,7 +286,7 @@ def cut(folder: Path) -> None:
         (cut, "not a whole safetensors file"),
     ],
 )
-def test_weights_that_cannot_be(capfd, trained, tiny_settings, config_file, unlabelled, tmp_path, change, says):  # noqa: F811
+def test_weights_that_cannot_be(capfd, trained, tiny_settings, config_file, unlabelled, tmp_path, change, says):
     folder = tmp_path / "checkpoint"
     shutil.copytree(trained, folder)
     change(folder)

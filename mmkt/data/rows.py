@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmkt.data import decode, media
+from mmkt.data.cache import Cache
 from mmkt.data.decode import USUAL, DecodeError, Limits
 from mmkt.data.manifest import Manifest, ManifestError, column_of
-from mmkt.data.memory import Memory
 from mmkt.data.sampling import Draw, seed_of
 from mmkt.types import Processor
 
@@ -54,7 +54,7 @@ class Rows(Dataset[Item]):
         views: Sequence[str] = (),
         dropout: Mapping[str, float] | None = None,
         limits: Limits = USUAL,
-        memory: Memory | None = None,
+        cache: Cache | None = None,
     ):
         """Check columns and remember them.
 
@@ -68,7 +68,7 @@ class Rows(Dataset[Item]):
             views: further views of the same rows, in training.
             dropout: probability by modality, in training.
             limits: what one item may hold.
-            memory: of items of this manifest through these processors; None keeps nothing.
+            cache: of items of this manifest through these processors; None keeps nothing.
 
         Raises:
             ManifestError: a column is missing, or null in every row.
@@ -76,7 +76,7 @@ class Rows(Dataset[Item]):
         """
         self.modalities, self.columns, self.processors = list(columns), dict(columns), dict(processors)
         self.seed, self.train, self.views, self.limits = seed, train, tuple(views), limits
-        self.dropout, self.memory = dict(dropout or {}), memory or Memory(0)
+        self.dropout, self.cache = dict(dropout or {}), cache or Cache(0)
         for name in self.dropout:
             self._known(name, "dropout")
         self.root = manifest.root if manifest else Path()
@@ -131,11 +131,11 @@ class Rows(Dataset[Item]):
             try:
                 if not self.train or not processor.draws:
                     # every view is the plain item
-                    made = self.memory.get((modality, key.row, "made"), partial(self._plain, cell, processor))
+                    made = self.cache.get((modality, key.row, "made"), partial(self._plain, cell, processor))
                     for view in (inputs, *views.values()):
                         view[modality] = made
                     continue
-                raw = self.memory.get((modality, key.row, "raw"), partial(self._raw, cell, processor))
+                raw = self.cache.get((modality, key.row, "raw"), partial(self._raw, cell, processor))
             except (DecodeError, media.MediaError) as error:
                 raise type(error)(f"{where}, column {self.columns[modality]!r}: {error}") from None
             for name, view in {"train": inputs, **views}.items():

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoFeatureExtractor
 
 from mmkt.layers import hf_body
-from mmkt.layers.hf_listen import LISTENERS
+from mmkt.layers.hf_front_end import FRONT_ENDS
 from mmkt.layers.masked import masked_mean, zero_masked
 from mmkt.layers.waveform import Waveform
 from mmkt.types import Encoded, Encoder, Processor
@@ -61,7 +61,7 @@ class HfAudio(Encoder):
             model, assets, pretrained=weights == "pretrained", reader=AutoFeatureExtractor, changes=STILL, take=_hearing
         )
         config = self.body.config
-        self.front = LISTENERS[config.model_type](self.extractor, config)
+        self.front = FRONT_ENDS[config.model_type](self.extractor, config)
         self.width: int = config.hidden_size
         self.pooling, self.augment, self.rate = pooling, augment, self.extractor.sampling_rate
         most = self.front.samples
@@ -103,6 +103,6 @@ class HfAudio(Encoder):
 def _hearing(body: Any) -> torch.nn.Module:
     """Whisper's encoder without its decoder; the others whole."""
     kind = body.config.model_type
-    if kind not in LISTENERS:
-        raise ValueError(f"found a model of type {kind!r}; hf_audio takes {', '.join(LISTENERS)}")
+    if kind not in FRONT_ENDS:
+        raise ValueError(f"found a model of type {kind!r}; hf_audio takes {', '.join(FRONT_ENDS)}")
     return body.encoder if kind == "whisper" else body

@@ -74,7 +74,8 @@ class HfImage(Encoder):
         other = self.side != getattr(self.body.config, "image_size", self.side)
         known = inspect.signature(self.body.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if other and "interpolate_pos_encoding" in known else {}
-        self._refuse_summary(model)
+        if assets is None:  # a checkpoint's has passed
+            self._refuse_summary(model)
 
     def _refuse_summary(self, model: str) -> None:
         kind, names = type(self.body).__name__, [name for name, _ in self.body.named_parameters()]

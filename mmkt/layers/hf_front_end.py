@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchaudio.compliance import kaldi
 
-Heard = tuple[Tensor, Tensor, Tensor | None]
+Features = tuple[Tensor, Tensor, Tensor | None]
 
 
 class RawWave(nn.Module):
@@ -36,7 +36,7 @@ class RawWave(nn.Module):
         for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride))):
             self.shortest = (self.shortest - 1) * stride + kernel
 
-    def forward(self, body: Any, waveform: Tensor, lengths: Tensor) -> Heard:
+    def forward(self, body: Any, waveform: Tensor, lengths: Tensor) -> Features:
         """Convolutions, projection, transformer."""
         x = waveform
         if self.normalize:
@@ -93,7 +93,7 @@ class KaldiMel(nn.Module):
         there = torch.arange(self.frames, device=lengths.device) < valid[:, None]
         return (torch.stack(made).masked_fill(~there[..., None], 0.0) - self.mean) / self.scale
 
-    def forward(self, body: Any, waveform: Tensor, lengths: Tensor) -> Heard:
+    def forward(self, body: Any, waveform: Tensor, lengths: Tensor) -> Features:
         """All tokens are there: silence is part of what the model was trained on."""
         out = body(self.features(waveform, lengths))
         mask = torch.ones(out.last_hidden_state.shape[:2], dtype=torch.bool, device=lengths.device)
@@ -125,14 +125,14 @@ class WhisperMel(nn.Module):
             mel = (self.filters @ power).clamp(min=1e-10).log10()
             return (torch.maximum(mel, mel.amax((1, 2), keepdim=True) - 8) + 4) / 4
 
-    def forward(self, body: Any, waveform: Tensor, lengths: Tensor) -> Heard:
+    def forward(self, body: Any, waveform: Tensor, lengths: Tensor) -> Features:
         """A token is there when its first sample is."""
         tokens = body(self.features(waveform)).last_hidden_state
         starts = torch.arange(tokens.shape[1], device=lengths.device) * (self.samples // tokens.shape[1])
         return tokens, starts < lengths[:, None], None
 
 
-LISTENERS: dict[str, type[RawWave | KaldiMel | WhisperMel]] = {
+FRONT_ENDS: dict[str, type[RawWave | KaldiMel | WhisperMel]] = {
     "wav2vec2": RawWave,
     "hubert": RawWave,
     "wavlm": RawWave,

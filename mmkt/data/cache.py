@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 
-class Memory:
+class Cache:
     """What was decoded, until it fills its share of memory.
 
     Nothing is thrown out again: an epoch asks for every row once, so what was kept first is as good as anything.
