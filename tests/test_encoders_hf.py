@@ -80,15 +80,68 @@ def whisper(folder: Path) -> None:
     hf.WhisperFeatureExtractor(chunk_length=1).save_pretrained(folder)
 
 
-def bert(folder: Path) -> None:
-    words = {word: k for k, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+def tokenizer(folder: Path, **more) -> None:
+    words = {word: k for k, word in enumerate([*SPECIAL, *WORDS])}
+    found = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    found.pre_tokenizer = pre_tokenizers.Whitespace()
     ends = [("[CLS]", 2), ("[SEP]", 3)]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    found.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     named = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
-    hf.BertModel(hf.BertConfig(**SMALL, **STILL, vocab_size=len(words))).save_pretrained(folder)
+    hf.PreTrainedTokenizerFast(tokenizer_object=found, **named | more).save_pretrained(folder)
+
+
+def bert(folder: Path) -> None:
+    tokenizer(folder)
+    hf.BertModel(hf.BertConfig(**SMALL, **STILL, vocab_size=len(SPECIAL) + len(WORDS))).save_pretrained(folder)
+
+
+WORDED = {"vocab_size": len(SPECIAL) + len(WORDS), "max_position_embeddings": 24, "pad_token_id": 0}
+SIDE = hf.CLIPImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32})
+
+
+def clip(folder: Path) -> None:
+    tokenizer(folder, pad_token="[SEP]")  # as the original: padding looks like the end
+    text = hf.CLIPTextConfig(**SMALL, **WORDED | {"pad_token_id": 3}, projection_dim=20, eos_token_id=3, bos_token_id=2)
+    image = hf.CLIPVisionConfig(**SMALL | {"hidden_size": 24}, **PICTURE, projection_dim=20)
+    hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=image, projection_dim=20)).save_pretrained(folder)
+    SIDE.save_pretrained(folder)
+
+
+def chinese_clip(folder: Path) -> None:
+    tokenizer(folder)
+    text = hf.ChineseCLIPTextConfig(**SMALL, **STILL, **WORDED)
+    image = hf.ChineseCLIPVisionConfig(**SMALL | {"hidden_size": 24}, **PICTURE, projection_dim=20)
+    config = hf.ChineseCLIPConfig(text_config=text, vision_config=image, projection_dim=20)
+    hf.ChineseCLIPModel(config).save_pretrained(folder)
+    SIDE.save_pretrained(folder)
+
+
+def siglip(folder: Path) -> None:
+    tokenizer(folder)
+    text, image = hf.SiglipTextConfig(**SMALL, **WORDED), hf.SiglipVisionConfig(**SMALL, **PICTURE)
+    hf.SiglipModel(hf.SiglipConfig(text_config=text, vision_config=image)).save_pretrained(folder)
+    hf.SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+def clap(fusion: bool):
+    def make(folder: Path) -> None:
+        tokenizer(folder)
+        stages = {"depths": [1, 1], "num_attention_heads": [2, 2], "patch_embeds_hidden_size": 16, "hidden_size": 32}
+        mel = {"spec_size": 64, "num_mel_bins": 16, "window_size": 4, "hidden_dropout_prob": 0.0}
+        kind = {"enable_fusion": True, "fusion_type": "aff_2d", "patch_embed_input_channels": 1} if fusion else {}
+        audio = hf.ClapAudioConfig(**stages, **mel, **kind, num_hidden_layers=2, projection_dim=20)
+        text = hf.ClapTextConfig(**SMALL, **STILL, **WORDED, projection_dim=20)
+        hf.ClapModel(hf.ClapConfig(text_config=text, audio_config=audio, projection_dim=20)).save_pretrained(folder)
+        # 0.6 s at 16 kHz: 120 frames of 80 samples
+        hf.ClapFeatureExtractor(
+            feature_size=16, sampling_rate=16_000, hop_length=80, max_length_s=1, fft_window_size=256, frequency_max=8000,
+            truncation="fusion" if fusion else "rand_trunc",
+        ).save_pretrained(folder)  # fmt: skip
+
+    return make
 
 
 STABLE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
@@ -106,7 +159,21 @@ FAMILIES = {
     "wavlm": (raw_family(hf.WavLMConfig, hf.WavLMModel), "hf_audio", {}),
     "ast": (ast, "hf_audio", {}),
     "whisper": (whisper, "hf_audio", {}),
+    "whisper, windows": (whisper, "hf_audio", {"seconds": 0.1, "windows": 4}),
+    "clip, text": (clip, "hf_text", {}),
+    "clip, image": (clip, "hf_image", {}),
+    "chinese clip, text": (chinese_clip, "hf_text", {}),
+    "chinese clip, image": (chinese_clip, "hf_image", {"pooling": "mean"}),
+    "siglip, text": (siglip, "hf_text", {}),
+    "siglip, image": (siglip, "hf_image", {}),
+    "clap, text": (clap(False), "hf_text", {}),
+    "clap, audio": (clap(False), "hf_audio", {}),
+    "clap, audio, fused": (clap(True), "hf_audio", {"pooling": "mean"}),
 }
+
+
+# what compiles as another one does
+ALIKE = ("vit, another size", "wav2vec2, layer norm", "whisper, windows", "clap, audio, fused", "chinese clip, image")
 
 
 def make(family: str, folder: Path, **more):
@@ -175,6 +242,7 @@ def test_the_gradient_reaches_the_raw_input(encoder):
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # inside transformers
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ALIKE], indirect=True)
 def test_bf16_and_compile_give_the_eager_answer(encoder):
     inputs = some(encoder, 0, 1)
     with torch.no_grad():
@@ -189,8 +257,8 @@ def test_bf16_and_compile_give_the_eager_answer(encoder):
 
 
 def test_activations_computed_again_give_the_same_gradients(family, encoder):
-    if family == "convnext":
-        with pytest.raises(ValueError, match=r"ConvNextModel cannot .* train.checkpointing: false"):
+    if family == "convnext" or family.startswith("clap"):
+        with pytest.raises(ValueError, match=r"(ConvNext|ClapText|ClapAudio)Model cannot .* train.checkpointing: false"):
             encoder.checkpoint_gradients()
         return
     inputs, found, kept = some(encoder, 0, 1), [], []
@@ -249,6 +317,70 @@ def test_what_cannot_be_had_is_refused_in_words(family, tmp_path):
     (tmp_path / "pickled" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"could not be loaded.*safetensors"):
         make(family, tmp_path / "pickled")
+
+
+# ---------------------------------------------------------------- sides of contrastive models
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if "clip" in name or "clap" in name])
+def test_a_tower_gives_the_embedding_of_its_model(family, tmp_path):
+    encoder = make(family, tmp_path / "original", pooling="own")
+    whole, texts = hf.AutoModel.from_pretrained(tmp_path / "original").eval(), ["it", "what is red round what it", "is"]
+    with torch.no_grad():
+        if encoder.kind == "text":
+            processor = encoder.processor()
+            ours, read = encoder(processor.pad([processor(text) for text in texts])), encoder.tokenizer
+            more = {"padding": "max_length", "max_length": 24} if "siglip" in family else {"padding": True}
+            inputs = read(texts, return_tensors="pt", **more)
+            if "siglip" in family:  # was trained without a mask
+                inputs = {"input_ids": inputs["input_ids"]}
+            theirs = whole.get_text_features(**inputs).pooler_output
+        elif encoder.kind == "image":
+            inputs = some(encoder, 0, 1)
+            ours = encoder(inputs)
+            theirs = whole.get_image_features(pixel_values=(inputs["pixels"] - encoder.mean) / encoder.std).pooler_output
+        else:
+            inputs = some(encoder, 2, 0, 1)
+            ours = encoder(inputs)
+            features = encoder.front.features(inputs["waveform"], inputs["lengths"])
+            longer = torch.zeros(3, 1, dtype=torch.bool)
+            theirs = whole.get_audio_features(input_features=features, is_longer=longer).pooler_output
+        pooled = torch.nn.functional.normalize(ours.pooled, dim=1) if "clap" in family else ours.pooled  # theirs is scaled
+        torch.testing.assert_close(pooled, theirs, atol=1e-5, rtol=0)
+        assert ours.tokens.shape[2] == ours.pooled.shape[1] == encoder.width
+        assert not torch.allclose(theirs[0], theirs[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["clip, text", "siglip, text", "clap, text"])
+def test_embeddings_stand_in_for_ids(family, tmp_path):
+    encoder = make(family, tmp_path / "original")
+    inputs = some(encoder, 0, 2)
+    with torch.no_grad():
+        known = encoder(inputs)
+        given = encoder({"inputs_embeds": encoder.embed(inputs["input_ids"]), "attention_mask": inputs["attention_mask"]})
+        torch.testing.assert_close(given.pooled, known.pooled, atol=1e-6, rtol=0)
+        torch.testing.assert_close(encoder(inputs).pooled, known.pooled, atol=0, rtol=0)  # nothing is left behind
+
+
+def test_a_side_that_is_not_there_is_refused(tmp_path):
+    clip(tmp_path / "clip")
+    hf.ClapFeatureExtractor().save_pretrained(tmp_path / "clip")
+    with pytest.raises(ValueError, match="found a model of type 'clip'; hf_audio takes"):
+        make("clap, audio", tmp_path / "clip")
+    clap(False)(tmp_path / "clap")
+    SIDE.save_pretrained(tmp_path / "clap")
+    with pytest.raises(ValueError, match="found a clap model, which has no image side: it has text and audio"):
+        make("clip, image", tmp_path / "clap")
+
+
+def test_texts_longer_than_the_model_are_refused_or_cut(tmp_path):
+    with pytest.raises(ValueError, match=r"max_tokens: 80 is more than .* takes; up to 24 are allowed"):
+        make("clip, text", tmp_path / "clip", max_tokens=80)
+    encoder = make("clip, text", tmp_path / "clip")
+    inputs = encoder.processor().pad([encoder.processor()("what " * 40)])
+    assert inputs["input_ids"].shape == (1, 24)
+    assert inputs["cut"].all()
+    assert encoder(inputs).pooled.isfinite().all()
 
 
 # ---------------------------------------------------------------- long texts
@@ -329,13 +461,18 @@ def test_a_batch_of_clips_gets_what_the_model_gives_each_alone(family, tmp_path)
             assert (leaked - ours.tokens[1, : len(leaked)]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("family", ["ast", "whisper"])
+@pytest.mark.parametrize("family", ["ast", "whisper", "clap, audio", "clap, audio, fused"])
 def test_the_front_end_gives_the_feature_extractors_numbers(family, tmp_path):
     encoder = make(family, tmp_path / "original")
     extractor = hf.AutoFeatureExtractor.from_pretrained(tmp_path / "original")
     inputs = some(encoder, 2, 0, 1)
     clips = [raw(encoder, seed).numpy() for seed in (2, 0, 1)]
     theirs = extractor(clips, sampling_rate=16_000, return_tensors="pt")
+    if family.startswith("clap"):
+        ours = encoder.front.features(inputs["waveform"], inputs["lengths"])
+        assert ours.shape == theirs["input_features"].shape == (3, 4 if "fused" in family else 1, 201, 16)
+        torch.testing.assert_close(ours, theirs["input_features"].float(), atol=1e-3, rtol=0)  # dB, down to −100
+        return
     if family == "ast":
         ours, theirs = encoder.front.features(inputs["waveform"], inputs["lengths"]), theirs["input_values"]
     else:
@@ -350,6 +487,34 @@ def test_the_front_end_gives_the_feature_extractors_numbers(family, tmp_path):
             expected = body.encoder(theirs).last_hidden_state
             torch.testing.assert_close(out.tokens[out.mask], expected[out.mask], atol=1e-5, rtol=0)
             assert out.mask.sum(1).tolist() == [-(-len(clip) // 320) for clip in clips]
+
+
+@pytest.mark.parametrize("name", ["hf_audio", "spectrogram"])
+def test_windows_of_sound_are_read_alone_and_weighted_by_their_samples(name, tmp_path):
+    if name == "hf_audio":
+        encoder, alone = (make("wav2vec2", tmp_path / "raw", seconds=0.1, windows=windows) for windows in (3, 1))
+    else:
+        chosen = {"seconds": 0.1, "mels": 16, "width": 32, "layers": 1, "heads": 2}
+        torch.manual_seed(0)
+        encoder, alone = (Parts().find("encoders", name)({}, None, **chosen, windows=windows).eval() for windows in (3, 1))
+        alone.load_state_dict(encoder.state_dict())
+    processor, single = encoder.processor(), alone.processor()
+    clips = [torch.from_numpy(0.1 * np.random.default_rng(k).standard_normal(n)).float() for k, n in enumerate((900, 4000, 9000))]
+    batch = processor.pad([processor(clip) for clip in clips])
+    assert batch["waveform"].shape == (3, 3, 1600)
+    assert batch["lengths"].tolist() == [[900, 0, 0], [1600, 1600, 800], [1600, 1600, 1600]]
+    assert batch["cut"].tolist() == [False, False, True]
+    with torch.no_grad():
+        out = encoder(batch)
+        parts = [alone(single.pad([single(window)])) for window in clips[1].split(1600)]
+        tokens = torch.cat([part.tokens[0][part.mask[0]] for part in parts])
+        torch.testing.assert_close(out.tokens[1][out.mask[1]], tokens, atol=1e-5, rtol=0)
+        pooled = sum(share * part.pooled[0] for share, part in zip((0.4, 0.4, 0.2), parts))
+        torch.testing.assert_close(out.pooled[1], pooled, atol=1e-5, rtol=0)
+        assert not torch.allclose(out.pooled[1], sum(part.pooled[0] for part in parts) / 3, atol=1e-4)
+    once = single.pad([single(clip) for clip in clips])
+    assert once["waveform"].shape == (3, 1600)
+    assert once["cut"].tolist() == [False, True, True]
 
 
 def test_audio_that_does_not_fit_is_refused(tmp_path, tiny_bert):

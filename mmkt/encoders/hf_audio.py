@@ -15,6 +15,7 @@ from mmkt.layers import hf_body
 from mmkt.layers.hf_front_end import FRONT_ENDS
 from mmkt.layers.masked import masked_mean, zero_masked
 from mmkt.layers.waveform import Waveform
+from mmkt.layers.windows import read_windows
 from mmkt.types import Encoded, Encoder, Processor
 
 # SpecAugment draws from numpy's generator, which no seed of a run reaches, and a layer that is dropped trains on nothing.
@@ -22,10 +23,11 @@ STILL = {"apply_spec_augment": False, "mask_time_prob": 0.0, "mask_feature_prob"
 
 
 class HfAudio(Encoder):
-    """A Hugging Face audio model (wav2vec 2.0, HuBERT, WavLM, AST, Whisper's encoder) with its front end inside.
+    """A Hugging Face audio model (wav2vec 2.0, HuBERT, WavLM, AST, Whisper's encoder, CLAP's audio side), front end inside.
 
-    Inputs are ``waveform`` (N, T) in [−1, 1] at the model's own rate, and ``lengths`` (N,) in samples; tokens are the
-    last hidden states.
+    Inputs are ``waveform`` (N, T) in [−1, 1] at the model's own rate, and ``lengths`` (N,) in samples; with several
+    ``windows`` there are K of them for each clip: (N, K, T), (N, K). Tokens are the last hidden states; CLAP's are projected
+    into its shared space.
     """
 
     kind = "audio"
@@ -40,6 +42,7 @@ class HfAudio(Encoder):
         weights: Literal["pretrained", "random"] = "pretrained",
         pooling: Literal["own", "mean"] = "own",
         seconds: Annotated[float, Field(gt=0)] | None = None,
+        windows: Annotated[int, Field(ge=1)] = 1,
         augment: bool = False,
     ):
         """Load or build the body.
@@ -49,8 +52,11 @@ class HfAudio(Encoder):
             assets: a checkpoint's folder with configuration and preprocessing.
             model: local folder, or Hub id.
             weights: ``random`` draws the architecture's own initial weights.
-            pooling: the model's own summary (AST's two class tokens; the others' is the mean), or the mean over tokens.
-            seconds: longer clips are cut to it; by default what the model takes, 30 where that is any length.
+            pooling: the model's own summary (AST's two class tokens, CLAP's embedding; the others' is the mean), or the mean
+                over tokens.
+            seconds: of a window; by default what the model takes, 30 where that is any length.
+            windows: a longer clip is read in up to that many consecutive windows, what is beyond them is cut. Its tokens are
+                those of all windows; its summary is the mean of theirs, weighted by their samples.
             augment: in training, shift by up to 5 % of the clip, scale the volume by −6 to 6 dB, add noise at 10 to 40 dB.
 
         Raises:
@@ -60,10 +66,9 @@ class HfAudio(Encoder):
         self.extractor, self.body = hf_body.load(
             model, assets, pretrained=weights == "pretrained", reader=AutoFeatureExtractor, changes=STILL, take=_hearing
         )
-        config = self.body.config
-        self.front = FRONT_ENDS[config.model_type](self.extractor, config)
-        self.width: int = config.hidden_size
-        self.pooling, self.augment, self.rate = pooling, augment, self.extractor.sampling_rate
+        self.front = FRONT_ENDS[self.body.config.model_type](self.extractor, hf_body.inner(self.body).config)
+        self.width: int = hf_body.width(self.body)
+        self.pooling, self.windows, self.augment, self.rate = pooling, windows, augment, self.extractor.sampling_rate
         most = self.front.samples
         self.samples = round(self.rate * seconds) if seconds else most or 30 * self.rate
         if most and self.samples > most:
@@ -71,7 +76,13 @@ class HfAudio(Encoder):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Encoded:
         """Encode N clips."""
-        waveform, lengths = inputs["waveform"].float(), inputs["lengths"]
+        known = {"waveform": inputs["waveform"], "lengths": inputs["lengths"]}
+        if known["waveform"].ndim == 3:
+            return read_windows(self._read, known, known["lengths"])
+        return self._read(known)
+
+    def _read(self, known: Mapping[str, Tensor]) -> Encoded:
+        waveform, lengths = known["waveform"].float(), known["lengths"]
         there = torch.arange(waveform.shape[1], device=waveform.device) < lengths[:, None]
         tokens, mask, own = self.front(self.body, waveform.masked_fill(~there, 0.0), lengths)
         tokens = zero_masked(tokens, mask)
@@ -83,8 +94,8 @@ class HfAudio(Encoder):
         return hf_body.stages(name for name, _ in self.named_parameters())
 
     def processor(self) -> Processor:
-        """Cut to ``seconds``; in training with ``augment`` also shift, volume and noise."""
-        return Waveform(self.rate, self.samples, self.augment)
+        """Cut to ``windows`` of ``seconds``; in training with ``augment`` also shift, volume and noise."""
+        return Waveform(self.rate, self.samples, self.augment, self.windows)
 
     def blank(self) -> dict[str, Tensor]:
         """A tenth of a second of silence."""
@@ -101,8 +112,8 @@ class HfAudio(Encoder):
 
 
 def _hearing(body: Any) -> torch.nn.Module:
-    """Whisper's encoder without its decoder; the others whole."""
+    """Whisper's encoder without its decoder, CLAP's audio side; the others whole."""
     kind = body.config.model_type
     if kind not in FRONT_ENDS:
         raise ValueError(f"found a model of type {kind!r}; hf_audio takes {', '.join(FRONT_ENDS)}")
-    return body.encoder if kind == "whisper" else body
+    return body.encoder if kind == "whisper" else hf_body.part("audio", summary=True)(body)

@@ -19,9 +19,10 @@ from mmkt.types import Encoded, Encoder, Processor
 
 
 class HfImage(Encoder):
-    """A Hugging Face image model (ViT, DeiT, DINOv2, Swin, ConvNeXt …) behind its own normalisation.
+    """A Hugging Face image model (ViT, DINOv2, Swin, ConvNeXt, the image side of CLIP or SigLIP …) with its normalisation.
 
-    Inputs are ``pixels`` (N, 3, H, W) in [0, 1]; tokens are the last hidden states, a map's places one after another.
+    Inputs are ``pixels`` (N, 3, H, W) in [0, 1]; tokens are the last hidden states, a map's places one after another; those
+    of a two-sided model are projected into its shared space, and its own summary is its embedding.
     """
 
     kind = "image"
@@ -62,37 +63,37 @@ class HfImage(Encoder):
             assets,
             pretrained=weights == "pretrained",
             reader=AutoImageProcessor,
-            take=(lambda body: body) if pooling == "own" else hf_body.without_pooler,
+            take=hf_body.part("image", summary=pooling == "own"),
         )
-        sizes = getattr(self.body.config, "hidden_sizes", None)
-        self.width: int = sizes[-1] if sizes else self.body.config.hidden_size
+        self.width: int = hf_body.width(self.body)
         self.pooling, self.augment = pooling, augment
         self.side, self.preprocessing = _geometry(self.images, size, crop)
         mean, std = _normalisation(self.images)
         self.register_buffer("mean", mean[:, None, None])
         self.register_buffer("std", std[:, None, None])
-        other = self.side != getattr(self.body.config, "image_size", self.side)
-        known = inspect.signature(self.body.forward).parameters
+        model_of_images = hf_body.inner(self.body)
+        other = self.side != getattr(model_of_images.config, "image_size", self.side)
+        known = inspect.signature(model_of_images.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if other and "interpolate_pos_encoding" in known else {}
         if assets is None:  # a checkpoint's has passed
             self._refuse_summary(model)
 
     def _refuse_summary(self, model: str) -> None:
-        kind, names = type(self.body).__name__, [name for name, _ in self.body.named_parameters()]
+        kind, names = type(hf_body.inner(self.body)).__name__, [name for name, _ in self.body.named_parameters()]
         with torch.no_grad():
             training = self.body.training
-            out = self.body.eval()(torch.zeros(1, 3, self.side, self.side), **self.options)
+            out = self.body.eval()(pixel_values=torch.zeros(1, 3, self.side, self.side), **self.options)
             self.body.train(training)
         if self.pooling == "own" and getattr(out, "pooler_output", None) is None:
             raise ValueError(f"{model!r} ({kind}) has no summary of its own; pooling: cls or mean")
-        if self.pooling == "cls" and not any(name.endswith("cls_token") for name in names):
+        if self.pooling == "cls" and not any(name.endswith(("cls_token", "class_embedding")) for name in names):
             raise ValueError(f"{model!r} ({kind}) has no first token that stands for the picture; pooling: own or mean")
         if self.pooling == "mean" and out.last_hidden_state.ndim == 4 and getattr(out, "pooler_output", None) is not None:
             raise ValueError(f"{model!r} ({kind}) always normalises the mean of its map; pooling: own is that one")
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Encoded:
         """Encode N pictures."""
-        out = self.body((inputs["pixels"] - self.mean) / self.std, **self.options)
+        out = self.body(pixel_values=(inputs["pixels"] - self.mean) / self.std, **self.options)
         tokens = out.last_hidden_state
         if tokens.ndim == 4:  # (N, W, h, w)
             tokens = tokens.flatten(2).transpose(1, 2)

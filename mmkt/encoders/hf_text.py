@@ -15,14 +15,15 @@ from transformers import AutoTokenizer
 
 from mmkt.layers import hf_body
 from mmkt.layers.masked import masked_mean, zero_masked
+from mmkt.layers.windows import read_windows
 from mmkt.types import Encoded, Encoder, Processor
 
 
 class HfText(Encoder):
-    """A Hugging Face text model: last hidden states as tokens, and a mean, first-token or last-token summary.
+    """A Hugging Face text model (BERT, RoBERTa, GPT-2 …, the text side of CLIP, SigLIP or CLAP): last hidden states as tokens.
 
     Inputs are ``input_ids`` (N, L) or ``inputs_embeds`` (N, L, W), and ``attention_mask`` (N, L); with several
-    ``windows`` there are K of them for each text: (N, K, L).
+    ``windows`` there are K of them for each text: (N, K, L). Tokens of a two-sided model are projected into its shared space.
     """
 
     kind = "text"
@@ -34,8 +35,8 @@ class HfText(Encoder):
         *,
         model: str = "sentence-transformers/all-MiniLM-L6-v2",
         weights: Literal["pretrained", "random"] = "pretrained",
-        pooling: Literal["mean", "cls", "last"] = "mean",
-        max_tokens: Annotated[int, Field(ge=2)] = 128,
+        pooling: Literal["own", "mean", "cls", "last"] = "own",
+        max_tokens: Annotated[int, Field(ge=2)] | None = None,
         windows: Annotated[int, Field(ge=1)] = 1,
         pairs: bool = False,
     ):
@@ -46,51 +47,60 @@ class HfText(Encoder):
             assets: a checkpoint's folder with configuration and tokenizer.
             model: local folder, or Hub id (installed packages are looked at first).
             weights: ``random`` draws the architecture's own initial weights.
-            pooling: of the summary.
-            max_tokens: of a window, with the tokenizer's special tokens.
+            pooling: the model's own summary (a two-sided model's embedding; the others' is the mean), the mean over tokens,
+                the first or the last token.
+            max_tokens: of a window, with the tokenizer's special tokens; by default 128, or what the model takes if that is
+                less. SigLIP always reads as many as it takes.
             windows: a longer text is read in up to that many consecutive windows, what is beyond them is cut. Its tokens
                 are those of all windows; its summary is the mean of theirs, weighted by their tokens.
             pairs: a cell's list of two strings is one input with the tokenizer's separator, not two items.
+
+        Raises:
+            ValueError: the model can't be had or has no text side, takes fewer tokens, or windows can't be made of the text.
         """
         super().__init__()
         self.tokenizer, self.body = hf_body.load(
-            model, assets, pretrained=weights == "pretrained", reader=AutoTokenizer, take=hf_body.without_pooler
+            model,
+            assets,
+            pretrained=weights == "pretrained",
+            reader=AutoTokenizer,
+            take=hf_body.part("text", summary=False),
         )
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
-        self.body.config.use_cache = False
-        self.width: int = self.body.config.hidden_size
-        self.pooling, self.max_tokens, self.windows, self.pairs = pooling, max_tokens, windows, pairs
+        hf_body.inner(self.body).config.use_cache = False
+        self.width: int = hf_body.width(self.body)
+        self.full_length: bool = getattr(self.body, "full_length", False)
+        self.pooling = getattr(self.body, "pick", "mean") if pooling == "own" else pooling
+        self.max_tokens, self.windows, self.pairs = self._most(model, max_tokens), windows, pairs
         if windows > 1 and (pairs or not self.tokenizer.is_fast):
             found = "pairs: true" if pairs else f"the tokenizer {type(self.tokenizer).__name__}, which is not a fast one"
             raise ValueError(f"windows: {windows} does not go with {found}; set windows: 1")
 
+    def _most(self, model: str, asked: int | None) -> int:
+        """Tokens of a window."""
+        config = hf_body.inner(self.body).config
+        most = min(getattr(config, "max_position_embeddings", 1 << 20), self.tokenizer.model_max_length)
+        if asked is not None and asked > most:
+            raise ValueError(f"max_tokens: {asked} is more than {model!r} takes; up to {most} are allowed")
+        return most if self.full_length else asked or min(128, most)
+
     def forward(self, inputs: Mapping[str, Tensor]) -> Encoded:
         """Encode N texts."""
-        mask = inputs["attention_mask"].bool()
-        known = {k: v for k, v in inputs.items() if k in ("input_ids", "inputs_embeds", "token_type_ids")}
-        if mask.ndim == 3:
-            return self._join(known, mask)
-        tokens, pooled = self._read(known, mask)
-        return Encoded(tokens, mask, pooled, mask.any(1))
+        known = {k: v for k, v in inputs.items() if k in ("input_ids", "inputs_embeds", "token_type_ids", "attention_mask")}
+        if known["attention_mask"].ndim == 3:
+            return read_windows(self._read, known, known["attention_mask"].sum(2))
+        return self._read(known)
 
-    def _read(self, known: Mapping[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = zero_masked(self.body(**known, attention_mask=mask.long()).last_hidden_state, mask)
+    def _read(self, known: Mapping[str, Tensor]) -> Encoded:
+        mask = known["attention_mask"].bool()
+        tokens = zero_masked(self.body(**known).last_hidden_state, mask)
         if self.pooling == "mean":
             pooled = masked_mean(tokens, mask)
         else:
             last = mask.long().cumsum(1).argmax(1) if self.pooling == "last" else torch.zeros_like(mask[:, 0], dtype=torch.long)
             pooled = tokens[torch.arange(len(tokens), device=tokens.device), last]
-        return tokens, pooled
-
-    def _join(self, known: Mapping[str, Tensor], mask: Tensor) -> Encoded:
-        """Read the windows (N, K, L) that there are, and put each text's one after another."""
-        there = mask.any(2)  # (N, K)
-        read, summaries = self._read({name: x[there] for name, x in known.items()}, mask[there])
-        tokens, pooled = read.new_zeros(*mask.shape, self.width), summaries.new_zeros(*there.shape, self.width)
-        tokens[there], pooled[there] = read, summaries
-        share = mask.sum(2) / mask.sum((1, 2))[:, None]  # of a text's tokens
-        return Encoded(tokens.flatten(1, 2), mask.flatten(1, 2), (pooled * share[..., None]).sum(1), there[:, 0])
+        return Encoded(tokens, mask, pooled, mask.any(1))
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings (N, L, W) that ``inputs_embeds`` takes."""
@@ -102,7 +112,7 @@ class HfText(Encoder):
 
     def processor(self) -> Processor:
         """The tokenizer."""
-        return _Tokens(self.tokenizer, self.max_tokens, self.windows, self.pairs)
+        return _Tokens(self.tokenizer, self.max_tokens, self.windows, self.pairs, self.full_length)
 
     def blank(self) -> dict[str, Tensor]:
         """The empty text."""
@@ -123,8 +133,9 @@ class _Tokens(Processor):
     kind = "text"
     draws = False
 
-    def __init__(self, tokenizer: Any, max_tokens: int, windows: int, pairs: bool):
+    def __init__(self, tokenizer: Any, max_tokens: int, windows: int, pairs: bool, full_length: bool):
         self.tokenizer, self.max_tokens, self.windows, self.pairs = tokenizer, max_tokens, windows, pairs
+        self.full_length = full_length  # padding is part of the text
 
     def whole(self, cell: Any) -> bool:
         return self.pairs and len(cell) == 2
@@ -144,6 +155,8 @@ class _Tokens(Processor):
         windows = {k: [torch.tensor(x, dtype=torch.long) for x in found[k][: self.windows]] for k in keys}
         if not len(windows["input_ids"][0]):  # a tokenizer without special tokens leaves nothing of ""
             windows = {k: [torch.tensor([self._fill(k)])] for k in keys}
+        if self.full_length:
+            windows = {k: [F.pad(x, (0, self.max_tokens - len(x)), value=self._fill(k)) for x in v] for k, v in windows.items()}
         lengths = torch.tensor([len(x) for x in windows["input_ids"]])
         tensors = {k: pad_sequence(v, batch_first=True, padding_value=self._fill(k)) for k, v in windows.items()}
         return tensors | {"lengths": lengths, "cut": torch.tensor(cut)}

@@ -17,14 +17,16 @@ from mmkt.layers.masked import masked_mean, zero_masked
 from mmkt.layers.transformer import Block, sinusoids
 from mmkt.layers.trunk import Trunk
 from mmkt.layers.waveform import Waveform
+from mmkt.layers.windows import read_windows
 from mmkt.types import Encoded, Encoder, Processor
 
 
 class Spectrogram(Encoder):
     """Waveforms (N, T) in [−1, 1] at ``rate`` Hz, and their ``lengths`` (N,) in samples, through a log-mel front-end.
 
-    ``backbone: transformer`` cuts the spectrogram into steps of ``patch`` frames and masks what is padding. A timm
-    backbone sees a picture of ``seconds`` of sound, which shorter clips are continued to with silence.
+    With several ``windows`` there are K of them for each clip: (N, K, T), (N, K). ``backbone: transformer`` cuts the
+    spectrogram into steps of ``patch`` frames and masks what is padding. A timm backbone sees a picture of ``seconds`` of
+    sound, which shorter clips are continued to with silence.
     """
 
     kind = "audio"
@@ -38,6 +40,7 @@ class Spectrogram(Encoder):
         *,
         rate: Annotated[int, Field(ge=1000)] = 16_000,
         seconds: Annotated[float, Field(gt=0)] = 10.0,
+        windows: Annotated[int, Field(ge=1)] = 1,
         mels: Annotated[int, Field(ge=8)] = 64,
         window: Annotated[float, Field(gt=0)] = 0.025,
         hop: Annotated[float, Field(gt=0)] = 0.010,
@@ -56,7 +59,9 @@ class Spectrogram(Encoder):
             house: unused.
             assets: a checkpoint's folder with the architecture of a timm backbone.
             rate: Hz; clips are resampled to it.
-            seconds: longer clips are cut to it, and counted.
+            seconds: of a window.
+            windows: a longer clip is read in up to that many consecutive windows, what is beyond them is cut and counted. Its
+                tokens are those of all windows; its summary is the mean of theirs, weighted by their samples.
             mels: mel bands.
             window: of the Fourier transform, in seconds.
             hop: between frames, in seconds.
@@ -70,7 +75,8 @@ class Spectrogram(Encoder):
             options: further arguments of ``timm.create_model``.
         """
         super().__init__()
-        self.rate, self.samples, self.patch, self.augment = rate, round(rate * seconds), patch, augment
+        self.rate, self.samples, self.windows = rate, round(rate * seconds), windows
+        self.patch, self.augment = patch, augment
         self.checkpointing = False
         self.front = LogMel(rate, mels, window, hop)
         self.trunk: Trunk | None = None
@@ -89,10 +95,16 @@ class Spectrogram(Encoder):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Encoded:
         """Encode N clips."""
-        waveform = inputs["waveform"]
+        known = {"waveform": inputs["waveform"], "lengths": inputs["lengths"]}
+        if known["waveform"].ndim == 3:
+            return read_windows(self._read, known, known["lengths"])
+        return self._read(known)
+
+    def _read(self, known: Mapping[str, Tensor]) -> Encoded:
+        waveform = known["waveform"]
         if self.trunk:
             waveform = nn.functional.pad(waveform, (0, self.samples - waveform.shape[1]))
-        frames, mask = self.front(waveform, inputs["lengths"])  # (N, F, mels), (N, F)
+        frames, mask = self.front(waveform, known["lengths"])  # (N, F, mels), (N, F)
         if self.trunk:
             tokens, pooled = self.trunk(frames.transpose(1, 2)[:, None])
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
@@ -115,8 +127,8 @@ class Spectrogram(Encoder):
         return [[n for n, _ in self.named_parameters() if n.startswith(f"{part}.")] for part in parts]
 
     def processor(self) -> Processor:
-        """Cut to ``seconds``; in training with ``augment`` also shift, volume and noise."""
-        return Waveform(self.rate, self.samples, self.augment)
+        """Cut to ``windows`` of ``seconds``; in training with ``augment`` also shift, volume and noise."""
+        return Waveform(self.rate, self.samples, self.augment, self.windows)
 
     def blank(self) -> dict[str, Tensor]:
         """A tenth of a second of silence."""

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging
 
+from mmkt.layers.hf_tower import TYPES, Tower
 from mmkt.pretrained import resolve, unreachable
 
 logging.disable_progress_bar()  # ours is the one bar
@@ -68,11 +69,35 @@ def load(
     return read, body
 
 
-def without_pooler(body: Any) -> Any:
-    """The body without its pooler: where the summary is another, that one's weights would train on nothing."""
-    if getattr(body, "pooler", None) is not None:
-        body.pooler = None
-    return body
+def part(side: str, *, summary: bool) -> Callable[[Any], nn.Module]:
+    """For ``load``: one side of a two-sided model, else all of it.
+
+    Args:
+        side: ``text``, ``image`` or ``audio``.
+        summary: False leaves a pooler out: where the summary is another, its weights would train on nothing.
+    """
+
+    def take(body: Any) -> nn.Module:
+        if body.config.model_type in TYPES:
+            return Tower(body, side, summary)
+        if not summary and getattr(body, "pooler", None) is not None:
+            body.pooler = None
+        return body
+
+    return take
+
+
+def inner(body: Any) -> Any:
+    """The transformers model itself, whose configuration has the body's own sizes."""
+    return body.tower if isinstance(body, Tower) else body
+
+
+def width(body: Any) -> int:
+    """Of its tokens and of its summary."""
+    if isinstance(body, Tower):
+        return body.width
+    sizes = getattr(body.config, "hidden_sizes", None)
+    return sizes[-1] if sizes else body.config.hidden_size
 
 
 def checkpoint_gradients(body: Any) -> None:
@@ -81,6 +106,7 @@ def checkpoint_gradients(body: Any) -> None:
     Raises:
         ValueError: the architecture can't.
     """
+    body = inner(body)
     if not body.supports_gradient_checkpointing:
         raise ValueError(f"transformers' {type(body).__name__} cannot compute layers again; set train.checkpointing: false")
     kind = {"use_reentrant": False}

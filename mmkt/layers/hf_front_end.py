@@ -132,10 +132,51 @@ class WhisperMel(nn.Module):
         return tokens, starts < lengths[:, None], None
 
 
-FRONT_ENDS: dict[str, type[RawWave | KaldiMel | WhisperMel]] = {
+class ClapMel(nn.Module):
+    """CLAP's audio side (Wu et al., 2023): log-mel of the clip repeated as often as it fits into the model's length.
+
+    Models made for fusing several crops of a long clip get the same crop four times, as they do for short clips.
+    """
+
+    filters: Tensor
+    window: Tensor
+
+    def __init__(self, extractor: Any, config: Any):
+        super().__init__()
+        if extractor.padding not in ("repeatpad", "repeat", "pad"):
+            raise ValueError(f"found a feature extractor with padding {extractor.padding!r}; repeatpad, repeat and pad are known")
+        self.padding, self.samples = extractor.padding, extractor.nb_max_samples
+        self.n_fft, self.hop = extractor.fft_window_size, extractor.hop_length
+        self.crops = 4 if config.enable_fusion else 1
+        filters = extractor.mel_filters if extractor.truncation == "fusion" else extractor.mel_filters_slaney
+        self.register_buffer("filters", torch.from_numpy(filters).float().T.contiguous(), persistent=False)
+        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
+
+    def features(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """(N, T), (N,) → (N, crops, frames, mels), in dB."""
+        place = torch.arange(self.samples, device=lengths.device).expand(len(lengths), -1)
+        size = lengths[:, None]
+        end = {"repeatpad": self.samples // size * size, "repeat": torch.full_like(size, self.samples), "pad": size}
+        clips = waveform.gather(1, place % size).masked_fill(place >= end[self.padding], 0.0)
+        with torch.autocast(clips.device.type, enabled=False):
+            spectrum = torch.stft(clips, self.n_fft, self.hop, window=self.window, return_complex=True)
+            power = spectrum.real**2 + spectrum.imag**2  # abs has no gradient in silence
+            mel = 10 * (self.filters @ power).clamp(min=1e-10).log10()
+        return mel.transpose(1, 2)[:, None].expand(-1, self.crops, -1, -1)
+
+    def forward(self, body: Any, waveform: Tensor, lengths: Tensor) -> Features:
+        """All tokens are there: repeats and silence are part of what the model was trained on."""
+        longer = torch.zeros(len(lengths), 1, dtype=torch.bool, device=lengths.device)
+        out = body(input_features=self.features(waveform, lengths), is_longer=longer)
+        mask = torch.ones(out.last_hidden_state.shape[:2], dtype=torch.bool, device=lengths.device)
+        return out.last_hidden_state, mask, out.pooler_output
+
+
+FRONT_ENDS: dict[str, type[RawWave | KaldiMel | WhisperMel | ClapMel]] = {
     "wav2vec2": RawWave,
     "hubert": RawWave,
     "wavlm": RawWave,
     "audio-spectrogram-transformer": KaldiMel,
     "whisper": WhisperMel,
+    "clap": ClapMel,
 }

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import zipfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import Field
 
 from mmkt.data.sampling import seed_of
+from mmkt.data.sources import _files
 from mmkt.types import Source
 
+FILES = ("mnist.npz", "usps.npz", "fsdd_meta.csv", "fsdd_audio.zip", "digit_words.csv")
 HELD_BACK = {"mnist": 5000, "usps": 1000}  # of the training scans, the last ones, for validation
 
 
@@ -56,16 +55,12 @@ class Digits(Source):
         Raises:
             ValueError: the folder or a file of it is missing, or there is no such speaker.
         """
-        folder = _folder(source)
+        folder = _files.find(source, "digits", FILES)
         scans = self._scans(folder)
         with (folder / "digit_words.csv").open(encoding="utf-8") as file:
             words = {int(row["digit"]): row[self.language] for row in csv.DictReader(file)}
         rows = [row for split in ("train", "validation", "test") for row in self._pairs(folder, split, scans[split], words)]
-        out.mkdir(parents=True, exist_ok=True)
-        new, path = out / f"manifest.parquet.{os.getpid()}", out / "manifest.parquet"
-        pq.write_table(pa.Table.from_pylist(rows), new)
-        new.replace(path)
-        return path
+        return _files.write(rows, out)
 
     def _scans(self, folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """By split, scans (n, H, W) and labels (n,)."""
@@ -111,20 +106,6 @@ class Digits(Source):
                         }
                     )
         return rows
-
-
-def _folder(source: Path | None) -> Path:
-    """The folder with the files: ``--from``, or below MMKT_DATA."""
-    given = source or (Path(os.environ["MMKT_DATA"]) if os.environ.get("MMKT_DATA") else None)
-    if given is None:
-        raise ValueError(
-            "digits reads a folder: mmkt data prepare digits --from DIR (or data.origin=DIR, or the variable MMKT_DATA)"
-        )
-    folder = given / "digits" if (given / "digits").is_dir() else given
-    for name in ("mnist.npz", "usps.npz", "fsdd_meta.csv", "fsdd_audio.zip", "digit_words.csv"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} has no file {name}: give the folder that holds the digits set")
-    return folder
 
 
 def _png(levels: np.ndarray) -> bytes:

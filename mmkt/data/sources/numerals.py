@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import soundfile
 import torch
 import torchaudio
@@ -20,6 +17,7 @@ from pydantic import Field
 from mmkt.data.espeak import RATE, Utterance, speak
 from mmkt.data.questions import QUESTIONS
 from mmkt.data.sampling import seed_of
+from mmkt.data.sources import _files
 from mmkt.types import Source
 
 KINDS = tuple(QUESTIONS)
@@ -111,16 +109,12 @@ class Numerals(Source):
         Columns: id, split, domain (the kind of question), group (the voice), question, scan (PNG), clip (FLAC), answer,
         written, spoken.
         """
-        out.mkdir(parents=True, exist_ok=True)
         scans = _scans()
         rows = [row for split in self.sizes for row in self._rows(split, scans)]
         said = speak([row.pop("utterance") for row in rows])
         for row, waveform in zip(rows, said, strict=True):
             row["clip"] = self._clip(waveform, np.random.default_rng(seed_of(self.seed, "clip", row["id"])))
-        new, path = out / f"manifest.parquet.{os.getpid()}", out / "manifest.parquet"
-        pq.write_table(pa.Table.from_pylist(rows), new)
-        new.replace(path)
-        return path
+        return _files.write(rows, out)
 
     def _rows(self, split: str, scans: dict[str, dict[int, list[bytes]]]) -> Iterator[dict[str, Any]]:
         random = np.random.default_rng(seed_of(self.seed, split))
