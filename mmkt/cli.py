@@ -76,6 +76,19 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as data.fold.validation=0.2")
     one.add_argument("--by", default="group", help="the column whose values are the folds; with --k, what stays together")
     one.add_argument("--k", type=int, help="make this many folds")
+    one = command("tokenizer", tokenizer, "learn a tokenizer from a manifest's texts, for a small text body in any language")
+    one.add_argument("manifest")
+    one.add_argument("--out", required=True, help="the folder it writes: model.encoders.text.model=FOLDER, weights: random")
+    one.add_argument("--column", default="text", help="of the texts")
+    one.add_argument("--splits", nargs="+", default=["train"], help="that are read")
+    for name, value, words in (
+        ("vocabulary", 8000, "tokens at the most"),
+        ("layers", 2, "of the body"),
+        ("width", 256, "of the body"),
+        ("heads", 4, "attention heads a layer"),
+        ("max-tokens", 128, "of a text"),
+    ):
+        one.add_argument(f"--{name}", type=int, default=value, help=f"{words} ({value})")
     one = command("predict", predict, "answer for one row: mmkt predict CHECKPOINT --text … --image … --audio …")
     one.add_argument("checkpoint", help="its folder, or a Hub id")
     one.add_argument("--plugins", nargs="+", default=[], help="folders or packages that its parts may come from")
@@ -150,6 +163,32 @@ def embed(options: argparse.Namespace) -> None:
     )
     if distributed.rank() == 0:
         print(json.dumps({"embeddings": str(file)}) if options.json else file)
+
+
+def tokenizer(options: argparse.Namespace) -> None:
+    """Learn a tokenizer."""
+    from mmkt.tokenizer import learn
+
+    found = learn(
+        options.manifest,
+        Path(options.out),
+        column=options.column,
+        of=options.splits,
+        vocabulary=options.vocabulary,
+        layers=options.layers,
+        width=options.width,
+        heads=options.heads,
+        max_tokens=options.max_tokens,
+    )
+    if options.json:
+        print(json.dumps(found._asdict() | {"folder": str(found.folder)}))
+    else:
+        rows = (
+            f"the split{'s' * (len(found.splits) > 1)} {', '.join(found.splits)}"
+            if found.splits
+            else "all rows: none has a split"
+        )
+        print(f"{found.folder}: {found.vocabulary:,} tokens from {found.texts:,} texts ({rows})")
 
 
 def folds(options: argparse.Namespace) -> None:

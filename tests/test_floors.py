@@ -21,7 +21,7 @@ FLOORS = [
     ["telemetry", "dry_run", "runs"],
     ["train"],
     ["launch"],
-    ["folds", "embed"],
+    ["folds", "embed", "tokenizer"],
     ["cli"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
