@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from conftest import call, png, refused, rows_of_three, wav
 
 datasets = pytest.importorskip("datasets", reason="the extra hub is not installed")
 
+from mmkt.data import parquet
 from mmkt.data.manifest import fingerprint, read
 from mmkt.data.sources.hub import Hub
 
@@ -89,7 +92,7 @@ def shelf(tmp_path) -> tuple[Path, dict[str, list[dict]]]:
     names = {"train": "train", "validation": "dev", "test": "test"}
     return folder, {
         split: shelve(examples(n), folder / f"data/{names[split]}-00000-of-00001.parquet")
-        for split, n in (("train", 70), ("validation", 5), ("test", 4))
+        for split, n in (("train", 70), ("test", 4), ("validation", 5))
     }
 
 
@@ -159,6 +162,26 @@ def test_folders_of_files_become_one_file(tmp_path, kind, monkeypatch):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_a_tar_file_of_pictures_and_sounds(tmp_path, streaming):
+    (tmp_path / "set").mkdir()
+    members = {}
+    with tarfile.open(tmp_path / "set/train-0.tar", "w") as archive:
+        for k in range(4):
+            row = {"png": picture(), "wav": sound(), "json": json.dumps({"kind": f"k{k}"}).encode()}
+            for suffix, data in row.items():
+                entry = tarfile.TarInfo(f"{k:03}.{suffix}")
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+            members[f"{k:03}"] = row
+    made = read(Hub(dataset=str(tmp_path / "set"), streaming=streaming).prepare(tmp_path / "out", None)).table.to_pylist()
+    assert [row["__key__"] for row in made] == list(members)
+    for row in made:
+        expected = members[row["__key__"]]
+        assert [row["png"]["bytes"], row["wav"]["bytes"]] == [expected["png"], expected["wav"]]
+        assert row["json.kind"] == json.loads(expected["json"])["kind"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_json_lines_of_one_split(tmp_path, streaming):
     (tmp_path / "set").mkdir()
     lines = [{"id": k // 2, "said": [f"a{k}", "b"], "group": f"g{k % 3}", "domain": [k]} for k in range(9)]
@@ -183,6 +206,31 @@ def test_ids_and_splits_of_its_own(tmp_path):
     named = read(Hub(dataset=str(tmp_path / "lone"), splits={"held": "test"}).prepare(tmp_path / "out", None)).table
     assert named["split"].unique().to_pylist() == ["held"]
     assert named["source_split"].to_pylist() == splits
+
+
+def test_a_manifest_is_written_group_by_group_and_whole_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "GROUP", 500)
+    path = tmp_path / "manifest.parquet"
+
+    def pieces(ids, wrong=False):
+        for k in range(8):
+            yield "ab"[k // 4], pa.table({"id": [ids(k, j) for j in range(10)], "x": [float(k)] * 10})
+        if wrong:
+            yield "b", pa.table({"id": ["z"], "x": ["a word"]})
+
+    parquet.write(pieces(lambda k, j: f"{k}.{j}"), path)
+    assert pq.ParquetFile(path).num_row_groups > 2
+    assert read(path).table["id"].to_pylist()[-1] == "7.9"
+    before = path.read_bytes()
+    for bad, says in ((pieces(lambda k, j: f"{k}.{j}", wrong=True), "unlike those before"), (iter(()), "there are no rows")):
+        with pytest.raises(ValueError, match=says):
+            parquet.write(bad, path)
+        assert path.read_bytes() == before
+    parquet.write(pieces(lambda k, j: f"{j}"), path)
+    table = read(path).table
+    assert table["id"].to_pylist() == [f"{name}-{k}" for name in "ab" for k in range(40)]
+    assert table["source_id"].to_pylist() == [str(j) for j in range(10)] * 8
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.parquet"]
 
 
 def test_a_cell_may_name_no_other_file(tmp_path):

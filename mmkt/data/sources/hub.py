@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 from rich.console import Console
 from rich.progress import track
 
 from mmkt.data.features import Read, flat
 from mmkt.data.manifest import RESERVED
+from mmkt.data.parquet import write
 from mmkt.types import Source
 
 SPLITS = {"training": "train", "dev": "validation", "val": "validation", "valid": "validation", "testing": "test"}
 ROWS = 64  # read at a time
-GROUP = 64_000_000  # bytes of a row group: about what is in memory at once
 PACKED = ("zip://", "tar://", "gzip://")  # how the library writes a member: zip://cat/1.png::hf://datasets/…
 
 
@@ -72,26 +70,22 @@ class Hub(Source):
             raise ValueError(f"hub reads no --from (data.origin): name the folder as dataset={source}")
         library = _library()
         out.mkdir(parents=True, exist_ok=True)
-        new, path = out / f"manifest.parquet.{os.getpid()}", out / "manifest.parquet"
         try:
             with _sounds_as_they_are(library):
-                _write(self._tables(library), new)
-            new.replace(path)
+                write(self._tables(library), out / "manifest.parquet")
         except Exception as error:  # the library's, Arrow's, the network's: they have no type in common
             raise ValueError(f"{self.dataset}: {_words(error)}") from error
-        finally:
-            new.unlink(missing_ok=True)
-        return path
+        return out / "manifest.parquet"
 
     def _tables(self, library: Any) -> Iterator[tuple[str, pa.Table]]:
         """A few rows at a time, with the name of their split."""
-        found, read, schema = self._splits(library), _reader(self.dataset), None
+        found, read = self._splits(library), _reader(self.dataset)
         lone = self.splits is None and len(found) == 1
         for split, rows in found.items():
             features = rows.features
             known = len(rows) if hasattr(rows, "__len__") else self.rows
             batches = track(
-                rows.with_format("arrow").iter(ROWS),
+                _batches(rows, library),
                 f"reading {split}",
                 total=known and -(-known // ROWS),
                 console=Console(stderr=True),
@@ -100,9 +94,7 @@ class Hub(Source):
             for table in batches:
                 # JSON and CSV files say no types beforehand when they are streamed
                 features = features or library.Features.from_arrow_schema(table.schema)
-                columns = _meant(self._taken(table, features, read), None if lone else split)
-                schema = schema or pa.table(columns).schema
-                yield split, _fit(columns, schema, split)
+                yield split, pa.table(_meant(self._taken(table, features, read), None if lone else split))
 
     def _splits(self, library: Any) -> dict[str, Any]:
         """By name here, what the library calls a Dataset, or streaming an IterableDataset."""
@@ -133,6 +125,16 @@ class Hub(Source):
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise ValueError(f"it has no column {missing[0]!r}{hint}: it has {', '.join(features)}")
         return {ours: found[theirs] for ours, theirs in self.columns.items()}
+
+
+def _batches(rows: Any, library: Any) -> Iterator[pa.Table]:
+    """Rows as they are stored; nothing is decoded."""
+    if isinstance(rows, library.Dataset) or rows.features is None:
+        yield from rows.with_format("arrow").iter(ROWS)
+    else:
+        # through Python: in Arrow, a stream of a tar file fails at its last row, whose columns come in another order
+        for batch in rows.decode(False).iter(ROWS):
+            yield pa.table(dict(batch), schema=rows.features.arrow_schema)
 
 
 def _library() -> Any:
@@ -168,7 +170,8 @@ def _reader(dataset: str) -> Read:
     from datasets.utils.file_utils import xopen
     from huggingface_hub import constants
 
-    homes = [os.path.abspath(home) for home in (dataset, config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)]  # noqa: PTH100
+    caches = config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH, constants.HF_HUB_CACHE
+    homes = [os.path.abspath(home) for home in (dataset, *caches)]  # noqa: PTH100
 
     def read(path: str) -> bytes:
         *members, file = path.split("::")
@@ -189,7 +192,11 @@ def _meant(columns: Mapping[str, pa.Array], split: str | None) -> dict[str, pa.A
     for name, array in columns.items():
         text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
         fits = text and split is None if name == "split" else text or pa.types.is_integer(array.type)
-        found[name if fits or name not in RESERVED else f"source_{name}"] = array
+        if not fits and name in RESERVED:
+            name = f"source_{name}"
+            if name in columns:
+                raise ValueError(f"it has a column {name} already, which its {name[7:]} would be: choose columns")
+        found[name] = array
     if "id" in found:
         found["id"] = found["id"].cast(pa.string())
     if split is not None:
@@ -199,77 +206,11 @@ def _meant(columns: Mapping[str, pa.Array], split: str | None) -> dict[str, pa.A
     return found
 
 
-def _fit(columns: Mapping[str, pa.Array], schema: pa.Schema, split: str) -> pa.Table:
-    table = pa.table(columns)
-    try:
-        return table.select(schema.names).cast(schema)
-    except (KeyError, pa.ArrowException) as error:
-        raise ValueError(
-            f"rows of the split {split!r} are unlike those before ({error}): choose columns or splits, or set streaming=false"
-        ) from None
-
-
-def _write(tables: Iterable[tuple[str, pa.Table]], path: Path) -> None:
-    """Row group by row group; ids are made where the set has none, or turns out to have some twice."""
-    counts: Counter[str] = Counter()
-    seen: set[str | None] = {None}
-
-    def noted() -> Iterator[pa.Table]:
-        for split, table in tables:
-            if "id" not in table.column_names:
-                made = [f"{split}-{counts[split] + k}" for k in range(len(table))]
-                table = table.add_column(0, "id", pa.array(made))
-            counts[split] += len(table)
-            seen.update(table["id"].to_pylist())
-            yield table
-
-    _store(noted(), path)
-    if not counts:
-        raise ValueError("it has no rows")
-    if len(seen) == counts.total() + 1:
-        return
-    ids = [f"{split}-{k}" for split, n in counts.items() for k in range(n)]
-    again = path.with_name(f"{path.name}.ids")
-    try:
-        _store(_identified(path, ids), again)
-        again.replace(path)
-    finally:
-        again.unlink(missing_ok=True)
-
-
-def _identified(path: Path, ids: list[str]) -> Iterator[pa.Table]:
-    first = 0
-    with pq.ParquetFile(path) as file:
-        for k in range(file.num_row_groups):
-            table = file.read_row_group(k)
-            table = table.rename_columns(["source_id" if name == "id" else name for name in table.column_names])
-            yield table.add_column(0, "id", pa.array(ids[first : first + len(table)]))
-            first += len(table)
-
-
-def _store(tables: Iterable[pa.Table], path: Path) -> None:
-    writer, held = None, []
-    try:
-        for table in tables:
-            writer = writer or pq.ParquetWriter(path, table.schema)
-            held.append(table)
-            if sum(part.nbytes for part in held) >= GROUP:
-                writer.write_table(pa.concat_tables(held))
-                held = []
-        if writer and held:
-            writer.write_table(pa.concat_tables(held))
-    finally:
-        if writer:
-            writer.close()
-
-
 def _words(error: Exception) -> str:
     """What went wrong, and what to type."""
-    from huggingface_hub import constants
-
     kind, words = type(error).__name__, str(error).split("\nExample of usage")[0].rstrip(".")
     if isinstance(error, ConnectionError):
-        why = "HF_HUB_OFFLINE is set: unset it" if constants.HF_HUB_OFFLINE else "try again with a connection"
+        why = "HF_HUB_OFFLINE is set: unset it" if "Offline" in words else "try again with a connection"
         return f"{words}, and there is no folder of that name. {why}, or name a folder as dataset=FOLDER"
     if kind == "DatasetNotFoundError":
         login = "a private or gated set takes 'hf auth login' (or the variable HF_TOKEN), and its terms accepted on its page"
@@ -278,6 +219,8 @@ def _words(error: Exception) -> str:
         return f"{words}: mmkt runs no program of a data set. The Hub may have a copy: revision=refs/convert/parquet"
     if words.startswith("Config name is missing"):
         return f"{words}\nwith config=NAME"
+    if kind in ("EmptyDatasetError", "DataFilesNotFoundError"):
+        return f"{words} that the library reads (Parquet, CSV, JSONL, text, pictures, sounds …)"
     if kind.startswith("DatasetGeneration") and error.__cause__ is not None:
         return f"{words}: {error.__cause__}"
     return words if isinstance(error, ValueError) else f"{kind}: {words}"
