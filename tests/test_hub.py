@@ -209,7 +209,7 @@ def test_ids_and_splits_of_its_own(tmp_path):
 
 
 def test_a_manifest_is_written_group_by_group_and_whole_or_not_at_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "GROUP", 500)
+    monkeypatch.setattr(parquet, "GROUP", 300)
     path = tmp_path / "manifest.parquet"
 
     def pieces(ids, wrong=False):
