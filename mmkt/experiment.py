@@ -69,6 +69,9 @@ class Data(Section):
     """A modality by whose length training rows are batched together."""
     dropout: dict[Name, Share] = {}
     """Modality → probability that a training row loses it; the last one a row has is never lost."""
+    one_of: list[Name] = []
+    """Modalities whose lists are alternatives (several captions of a picture): training draws one of them each time a row
+    comes by, evaluation takes the first. In other modalities all items of a list enter."""
     bad_rows: Literal["refuse", "drop"] = "refuse"
     """What a row whose media cannot be decoded does: end the command, or leave every split, counted and listed."""
     workers: Annotated[int, Field(ge=0)] = 0

@@ -120,7 +120,7 @@ class Feed:
             else:
                 self.labels[task] = torch.stack([read(None)] * len(table)), torch.zeros(len(table), dtype=torch.bool)
         self.collate = Collate(self.modalities, self.processors, self.labels, self.domain, self.group)
-        unknown = [m for m in (*data.columns, *data.dropout) if m not in self.modalities]
+        unknown = [m for m in (*data.columns, *data.dropout, *data.one_of) if m not in self.modalities]
         if unknown:
             raise ConfigError([("data", f"there is no modality {unknown[0]!r}; the model has {', '.join(self.modalities)}")])
 
@@ -223,6 +223,7 @@ class Feed:
             train=train,
             views=views,
             dropout=self.data.dropout,
+            one_of=self.data.one_of,
             limits=self.limits,
             cache=self.cache,
         )

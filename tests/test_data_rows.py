@@ -1,5 +1,6 @@
 import io
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -116,6 +117,84 @@ def test_a_pair_is_one_item():
     assert whole[Draw(0, 0, 0)].inputs["text"][0]["input_ids"].tolist() == [ord(c) for c in "ab|c|"]
     several = Rows(pairs, {"text": "caption"}, {"text": Letters()}, seed=0, train=False)
     assert [len(several[Draw(i, 0, 0)].inputs.get("text", [])) for i in range(4)] == [2, 1, 0, 0]
+
+
+CAPTIONS = ["one", "two", "three", "four"]
+
+
+def captions(**settings):
+    """Rows with four captions, with one in a list, and with none."""
+    cells = [*([CAPTIONS] * 3), ["alone"], None]
+    table = from_rows([{"id": f"r{k}", "caption": cell, "scan": png()} for k, cell in enumerate(cells)])
+    columns = {"text": "caption", "image": "scan"}
+    return Rows(table, columns, PROCESSORS, **{"seed": 0, "train": True, "one_of": ["text"], **settings})
+
+
+def said(item, view=None):
+    """The captions of an item, their letters sorted: the processor shuffles them in training."""
+    inputs = (item.views[view] if view else item.inputs).get("text", [])
+    return ["".join(sorted(map(chr, x["input_ids"].tolist()))) for x in inputs]
+
+
+def letters(caption):
+    return "".join(sorted(caption + "|"))
+
+
+def test_one_of_draws_every_caption_about_equally_often():
+    rows = captions(dropout={"image": 0.5}, views=("weak",), cache=Cache(1e9))
+    found = [rows[Draw(0, draw, 0)] for draw in range(1000)]
+    counts = Counter(said(item)[0] for item in found)
+    assert counts.keys() == set(map(letters, CAPTIONS))
+    assert all(abs(n / 1000 - 0.25) < 4 * (0.25 * 0.75 / 1000) ** 0.5 for n in counts.values()), counts
+    assert all(len(said(item)) == 1 and said(item, "weak") == said(item) for item in found), "a view shows the same item"
+    first, second = ([said(rows[Draw(row, draw, 0)]) for draw in range(200)] for row in (0, 1))
+    assert 20 < sum(map(list.__eq__, first, second)) < 80, "rows draw independently: a quarter of 200 agree"
+
+
+def test_one_of_depends_on_seed_draw_row_alone():
+    draws = [Draw(row, draw, 0) for draw in range(20) for row in range(5)]
+    first = [said(captions()[draw]) for draw in draws]
+    again = captions(cache=Cache(1e9))
+    assert [said(again[draw]) for draw in reversed(draws)] == first[::-1], "any order, any process, cached or not"
+    assert [said(again[draw]) for draw in draws] == first
+    workers = DataLoader(captions(), batch_sampler=[draws[:50], draws[50:]], num_workers=2, collate_fn=list)
+    assert [said(item) for items in workers for item in items] == first
+    assert [said(captions(seed=1)[draw]) for draw in draws] != first
+    assert [said(captions(dropout={"image": 0.3})[draw]) for draw in draws] == first, "dropout draws for itself"
+
+
+def test_one_of_in_evaluation_takes_the_first_and_without_it_all_are_joined():
+    draws = [Draw(row, 7, 0) for row in range(5)]
+    evaluated, joined = captions(train=False, cache=Cache(1e9)), captions(train=False, one_of=())
+    for _ in range(2):
+        assert [said(evaluated[draw]) for draw in draws] == [[letters("one")]] * 3 + [[letters("alone")], []]
+    assert [len(said(joined[draw])) for draw in draws] == [4, 4, 4, 1, 0], "the control"
+    strings = from_rows([{"caption": f"word {k}"} for k in range(4)])
+    for train in (True, False):
+        plain, chosen = (Rows(strings, {"text": "caption"}, PROCESSORS, seed=0, train=train, one_of=n) for n in ([], ["text"]))
+        assert all(same(plain[Draw(k, 3, 0)], chosen[Draw(k, 3, 0)]) for k in range(4)), "a cell without a list"
+
+
+def test_one_of_several_pairs_and_plain_items():
+    """Alternatives that are pairs, through a processor that draws nothing: the cache must not mix them up."""
+    pairs = from_rows([{"caption": [["ab", "c"], ["d", "ef"]]}, {"caption": [["g", "h"]]}])
+    processor = Letters(pairs=True)
+    processor.draws = False
+    rows = Rows(pairs, {"text": "caption"}, {"text": processor}, seed=0, train=True, one_of=["text"], cache=Cache(1e9))
+    found = {rows[Draw(0, draw, 0)].inputs["text"][0]["input_ids"].sum().item() for draw in range(20)}
+    assert found == {sum(map(ord, words)) for words in ("ab|c|", "d|ef|")}
+    assert len(rows[Draw(1, 0, 0)].inputs["text"]) == 1
+    both = Rows(pairs, {"text": "caption"}, {"text": processor}, seed=0, train=True)
+    assert len(both[Draw(0, 0, 0)].inputs["text"]) == 2
+
+
+def test_one_of_checks_every_alternative_and_its_name():
+    table = from_rows([{"caption": ["fine", "too long"]}, {"caption": ["fine", "fine"]}])
+    rows = Rows(table, {"text": "caption"}, PROCESSORS, seed=0, train=True, one_of=["text"], limits=Limits(characters=5))
+    assert list(rows.unreadable(0)) == ["caption"]
+    assert rows.unreadable(1) == {}
+    with pytest.raises(ValueError, match="one_of names the modality 'txt' \\(did you mean 'text'\\?\\)"):
+        captions(one_of=["txt"])
 
 
 def states():

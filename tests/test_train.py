@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ from mmkt.objectives.regress import Regress
 from mmkt.objectives.tag import Tag
 from mmkt.parts import ConfigError, Parts
 from mmkt.run import Run
+from mmkt.stop import Stopped
 from mmkt.telemetry import TrainingError, better
 from mmkt.train import fit
 from mmkt.types import Batch, Encoded, Outputs
@@ -253,6 +255,35 @@ def test_alignment_alone_is_selected_by_its_loss(tiny_settings):
     tiny_settings["objectives"] = {"align": {}}
     assert launch.train(experiment(tiny_settings, "transfer={name: full, frozen: [fusion]}")) == []
     assert any("validation/loss" in line for line in lines(Path(tiny_settings["run"])))
+
+
+def test_several_captions_a_picture_train_contrastively(tiny_settings, tiny_manifest, tmp_path):
+    """A JSONL of pictures with lists of captions: one is drawn at a time, resumed or not; joined is another training."""
+    rows = []
+    for k, row in enumerate(pq.read_table(tiny_manifest, columns=["image", "text"]).slice(0, 24).to_pylist()):
+        (tmp_path / f"{k}.png").write_bytes(row["image"])
+        text = [row["text"], "what is it", "the round small red"][: k % 3 + 1]
+        rows.append({"image": f"{k}.png", "text": text, "split": "train" if k < 16 else "validation" if k < 20 else "test"})
+    manifest = tmp_path / "captions.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    del tiny_settings["model"]["encoders"]["audio"]
+    tiny_settings["model"]["heads"] = {}
+    tiny_settings["objectives"] = {"align": {}}
+    tiny_settings["data"] |= {"manifest": str(manifest), "batch_size": 8}
+    tiny_settings["transfer"] = {"name": "full", "frozen": ["fusion"]}
+    losses = {}
+    for name, more in {"one": ["data.one_of=[text]"], "joined": [], "stopped": ["data.one_of=[text]"]}.items():
+        config = experiment(tiny_settings, f"run={tmp_path / name}", *more)
+        if name == "stopped":
+            with pytest.raises(Stopped):
+                launch.train(config, max_time=1e-3)
+        launch.train(config, resume=name == "stopped")
+        losses[name] = [line["loss"] for line in lines(tmp_path / name) if "loss" in line]
+    assert len(losses["one"]) == 6
+    assert losses["stopped"] == losses["one"]
+    assert losses["joined"] != losses["one"]
+    with pytest.raises(ConfigError, match=r"there is no modality 'txt'; the model has text, image"):
+        launch.train(experiment(tiny_settings, f"run={tmp_path / 'typo'}", "data.one_of=[txt]"))
 
 
 def test_predictions_do_not_depend_on_the_batch(tiny_settings):

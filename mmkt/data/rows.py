@@ -53,6 +53,7 @@ class Rows(Dataset[Item]):
         train: bool,
         views: Sequence[str] = (),
         dropout: Mapping[str, float] | None = None,
+        one_of: Sequence[str] = (),
         limits: Limits = USUAL,
         cache: Cache | None = None,
     ):
@@ -67,18 +68,22 @@ class Rows(Dataset[Item]):
                 random generator is touched.
             views: further views of the same rows, in training.
             dropout: probability by modality, in training.
+            one_of: modalities whose lists are alternatives (captions of one picture): one item is drawn in training, the
+                same for every view, by (seed, draw, row, modality); otherwise it is the first. In other modalities all
+                items of a list enter.
             limits: what one item may hold.
             cache: of items of this manifest through these processors; None keeps nothing.
 
         Raises:
             ManifestError: a column is missing, or null in every row.
-            ValueError: dropout names no modality.
+            ValueError: dropout or one_of names no modality.
         """
         self.modalities, self.columns, self.processors = list(columns), dict(columns), dict(processors)
         self.seed, self.train, self.views, self.limits = seed, train, tuple(views), limits
-        self.dropout, self.cache = dict(dropout or {}), cache or Cache(0)
-        for name in self.dropout:
-            self._known(name, "dropout")
+        self.dropout, self.one_of, self.cache = dict(dropout or {}), tuple(one_of), cache or Cache(0)
+        for where, names in (("dropout", self.dropout), ("one_of", self.one_of)):
+            for name in names:
+                self._known(name, where)
         self.root = manifest.root if manifest else Path()
         self.ids = manifest.table["id"] if manifest else None
         self.cells = {m: column_of(manifest, c) for m, c in columns.items()} if manifest else {}
@@ -107,7 +112,7 @@ class Rows(Dataset[Item]):
         for modality, column in self.cells.items():
             try:
                 if not is_absent(cell := column[row].as_py()):
-                    self._raw(cell, self.processors[modality])
+                    self._raw(_items(cell, self.processors[modality]), self.processors[modality])
             except (DecodeError, media.MediaError) as error:
                 found[self.columns[modality]] = str(error)
         return found
@@ -127,15 +132,16 @@ class Rows(Dataset[Item]):
         inputs: Inputs = {}
         views: dict[str, Inputs] = {view: {} for view in self.views if self.train}
         for modality in self._kept(key, list(cells)):
-            processor, cell = self.processors[modality], cells[modality]
+            processor = self.processors[modality]
+            items, kept = self._chosen(key, modality, _items(cells[modality], processor))
             try:
                 if not self.train or not processor.draws:
                     # every view is the plain item
-                    made = self.cache.get((modality, key.row, "made"), partial(self._plain, cell, processor))
+                    made = self.cache.get((*kept, "made"), partial(self._plain, items, processor))
                     for view in (inputs, *views.values()):
                         view[modality] = made
                     continue
-                raw = self.cache.get((modality, key.row, "raw"), partial(self._raw, cell, processor))
+                raw = self.cache.get((*kept, "raw"), partial(self._raw, items, processor))
             except (DecodeError, media.MediaError) as error:
                 raise type(error)(f"{where}, column {self.columns[modality]!r}: {error}") from None
             for name, view in {"train": inputs, **views}.items():
@@ -143,11 +149,18 @@ class Rows(Dataset[Item]):
                     view[modality] = [processor(item, name) for item in raw]
         return Item(key, inputs, views)
 
-    def _raw(self, cell: Any, processor: Processor) -> list[Any]:
-        return [load(item, processor, self.root, self.limits) for item in _items(cell, processor)]
+    def _chosen(self, key: Draw, modality: str, items: list[Any]) -> tuple[list[Any], tuple[str | int, ...]]:
+        """The items of a cell that enter, and what the cache knows them by."""
+        if modality not in self.one_of:
+            return items, (modality, key.row)
+        place = seed_of(self.seed, key.draw, key.row, "one_of", modality) % len(items) if self.train else 0
+        return [items[place]], (modality, key.row, place)
 
-    def _plain(self, cell: Any, processor: Processor) -> list[dict[str, Tensor]]:
-        return [processor(item) for item in self._raw(cell, processor)]
+    def _raw(self, items: Sequence[Any], processor: Processor) -> list[Any]:
+        return [load(item, processor, self.root, self.limits) for item in items]
+
+    def _plain(self, items: Sequence[Any], processor: Processor) -> list[dict[str, Tensor]]:
+        return [processor(item) for item in self._raw(items, processor)]
 
     def _kept(self, key: Draw, present: list[str]) -> list[str]:
         if not self.train or not self.dropout or not present:
@@ -231,7 +244,8 @@ def labels(
 
 
 def _items(cell: Any, processor: Processor) -> list[Any]:
-    if isinstance(cell, list) and not processor.whole(cell):
+    """What a cell holds: a list's items, where the list is not one item itself (a pair; two pairs are two items)."""
+    if isinstance(cell, list) and (any(isinstance(item, list) for item in cell) or not processor.whole(cell)):
         return [item for item in cell if not is_absent(item)]
     return [cell]
 
