@@ -65,7 +65,7 @@ def column_of(manifest: Manifest, column: str | Sequence[str]) -> pa.ChunkedArra
     names = manifest.table.column_names
     if not isinstance(column, str):
         if not column or len(set(column)) < len(column):
-            raise ManifestError(f"several columns are one or more different ones, found {list(column)}")
+            raise ManifestError(f"a list of columns names one or more, each once; found {list(column)}")
         parts = [column_of(manifest, name) for name in column]
         return pa.chunked_array(pa.table(parts, list(column)).to_struct_array())
     if column not in names:

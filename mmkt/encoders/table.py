@@ -22,7 +22,7 @@ MISSING, UNKNOWN = -1, 0  # codes of a category
 
 
 class Table(Encoder):
-    """A token a column through a transformer: FT-Transformer (Gorishniy et al., 2021), class token as summary.
+    """Numbers and categories, a token a column, through an FT-Transformer (Gorishniy et al., 2021); its class token sums up.
 
     Inputs are ``numbers`` (N, A), raw and NaN where missing, and ``categories`` (N, C) long: −1 where missing, 0 where the
     training split does not have the value, which a run counts and says. The 1 + A + C tokens are all present: the class
