@@ -27,7 +27,7 @@ from mmkt.data.decode import Limits
 from mmkt.data.manifest import Manifest
 from mmkt.data.rows import Rows, labels
 from mmkt.experiment import Data, Experiment
-from mmkt.model import Model
+from mmkt.model import Model, learners
 from mmkt.parts import ConfigError, Parts
 from mmkt.types import Batch
 
@@ -77,14 +77,12 @@ def learn_vocabularies(config: Experiment, manifest: Manifest, parts: Parts) -> 
     """What heads learn from the training split's labels, by task, and encoders from its cells, by ``encoders.MODALITY``."""
     rows = splits.rows_of(manifest, config.data.train)
     found = {}
-    for m, spec in config.model.encoders.items():
-        encoder: Any = parts.find("encoders", spec["name"])
-        if encoder.learns:
-            cells = manifests.column_of(manifest, config.data.columns.get(m, m)).take(rows)
-            try:
-                found[f"encoders.{m}"] = encoder.learn(cells, spec)
-            except ValueError as error:
-                raise ConfigError([(f"model.encoders.{m}", str(error))]) from error
+    for m, encoder in learners(config, parts).items():
+        cells = manifests.column_of(manifest, config.data.columns.get(m, m)).take(rows)
+        try:
+            found[f"encoders.{m}"] = encoder.learn(cells, config.model.encoders[m])
+        except ValueError as error:
+            raise ConfigError([(f"model.encoders.{m}", str(error))]) from error
     for task, spec in config.model.heads.items():
         column = config.data.labels.get(task, task)
         cells = manifests.column_of(manifest, column).take(rows).to_pylist()

@@ -155,10 +155,10 @@ class Model(nn.Module):
             assets: a checkpoint's folder, whose own files stand in for the original models.
         """
         parts, settings = Parts(plugins), config.model
+        learning = learners(config, parts)
         encoders: dict[str, Encoder] = {}
         for m, spec in settings.encoders.items():
-            cls_of: Any = parts.find("encoders", spec["name"])
-            learned = [vocabularies[f"encoders.{m}"]] if cls_of.learns else []
+            learned = [vocabularies[f"encoders.{m}"]] if m in learning else []
             try:
                 encoders[m] = parts.build("encoders", spec, encoders, assets / m if assets else None, *learned)
             except ValueError as error:
@@ -207,15 +207,20 @@ class Model(nn.Module):
         folder = locate(name)
         config = revive(Experiment, checkpoint.read_json(folder / "config.json"), plugins)
         vocabularies = checkpoint.read_json(folder / "vocabularies.json")
-        parts = Parts(plugins)
-        learning = [m for m, spec in config.model.encoders.items() if parts.find("encoders", spec["name"]).learns]  # type: ignore[attr-defined]
-        absent = [key for key in (*config.model.heads, *(f"encoders.{m}" for m in learning)) if key not in vocabularies]
+        needed = [*config.model.heads, *(f"encoders.{m}" for m in learners(config, Parts(plugins)))]
+        absent = [key for key in needed if key not in vocabularies]
         if absent:
             raise checkpoint.CheckpointError(f"{folder / 'vocabularies.json'} lacks {', '.join(absent)}")
         tensors = checkpoint.read_tensors(folder / "model.safetensors")
         model = cls.from_config(config, vocabularies, plugins, folder / "assets")
         checkpoint.load_strict(model, tensors, folder / "model.safetensors")
         return model.eval()
+
+
+def learners(config: Experiment, parts: Parts) -> dict[str, type[Encoder]]:
+    """The encoders that learn from the training split before they are built, by modality."""
+    classes = {m: parts.find("encoders", spec["name"]) for m, spec in config.model.encoders.items()}
+    return {m: cls for m, cls in classes.items() if issubclass(cls, Encoder) and cls.learns}
 
 
 def locate(name: Path | str) -> Path:

@@ -212,6 +212,8 @@ def test_arrow_types_and_several_records_a_cell():
         ([{"age": None, "weight": 1.0}], [], "column 'age' has no value in the whole training split"),
         ([{"age": [1.0]}], [], "column 'age' holds list<.*>; a table's columns hold numbers"),
         ([{"age": f"n{k}"} for k in range(9)], [], "column 'age' has 9 different values.*max_categories: 8"),
+        ([{"age": 1e-40 * k} for k in range(9)], [], "column 'age' has the mean 4e-40 .* divide"),
+        ([{"age": 1e39}], [], "column 'age' has no value in the whole"),
         ([{"age": 1.7e9 + k} for k in range(9)], [], "column 'age' has the mean 1.7e.09 .* subtract"),
     ],
 )

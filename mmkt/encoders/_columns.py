@@ -10,7 +10,19 @@ import pyarrow.compute as pc
 
 
 def learned(column: pa.ChunkedArray, chosen: bool, most: int) -> dict[str, Any]:
-    """What is kept of one column; what is missing or infinite (reading refuses that) does not count."""
+    """What is kept of one column; what is missing, or too large for float32 (reading refuses it), does not count.
+
+    Args:
+        column: of the training split.
+        chosen: whether numbers are read as categories.
+        most: different categories that are accepted.
+
+    Returns:
+        ``mean``, ``std`` (0 of a constant column) and ``count``; or ``values``, the most frequent first, and ``counts``.
+
+    Raises:
+        ValueError: it can't be used; the message goes on after the column's name.
+    """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type
@@ -21,7 +33,7 @@ def learned(column: pa.ChunkedArray, chosen: bool, most: int) -> dict[str, Any]:
     column = column.drop_null()
     if number and (not chosen or not pa.types.is_integer(kind)):
         column = column.cast(pa.float64(), safe=False)
-        column = column.filter(pc.is_finite(column))
+        column = column.filter(pc.is_finite(column.cast(pa.float32(), safe=False)))
     elif string:
         column = column.filter(pc.not_equal(column, ""))
     if not len(column):
@@ -32,7 +44,7 @@ def learned(column: pa.ChunkedArray, chosen: bool, most: int) -> dict[str, Any]:
 def _standardised(column: pa.ChunkedArray) -> dict[str, Any]:
     mean, ends = pc.mean(column).as_py(), pc.min_max(column).as_py()
     std = 0.0 if ends["min"] == ends["max"] else pc.stddev(column).as_py()
-    if std and not abs(mean) * 1e-5 < std < float("inf"):  # inputs are float32
+    if std and not max(abs(mean) * 1e-5, 1e-30) < std < 1e30:  # inputs are float32
         raise ValueError(
             f"has the mean {mean:g} and the standard deviation {std:g}, which float32 cannot hold well: subtract or divide by "
             f"a constant, or leave it out"
