@@ -289,7 +289,7 @@ def hospital(tiny_bert, tmp_path) -> dict:
 
 
 def test_trained_on_a_table_and_a_text_resumed_to_the_bit_and_asked(capfd, hospital, config_file, tmp_path):
-    hospital["train"] |= {"steps": 90, "evaluate_every": 45, "log_every": 5}
+    hospital["train"] |= {"steps": 60, "lr": 6e-3, "evaluate_every": 30, "log_every": 5}
     hospital["data"] |= {"dropout": {"measurements": 0.1}, "batch_size": 16}
     file = config_file(hospital)
     status, out, err = call(capfd, "train", file, "--json")
@@ -430,7 +430,7 @@ def test_what_is_missing_can_be_the_answer(tiny_bert, tmp_path):
     data = settings(write(rows, tmp_path / "m.parquet"), tiny_bert, tmp_path / "run")
     data["data"] |= {"columns": {"it": ["a", "b"]}, "validation": None}
     data["model"]["encoders"] = {"it": {"name": "table", **SMALL}}
-    data["train"] |= {"steps": 60, "lr": 1e-2}
+    data["train"] |= {"steps": 60, "lr": 1e-2, "evaluate_every": 60}
     figures = launch.train(experiment(data))
     assert next(row.value for row in figures if row.metric == "accuracy") > 0.95
 
@@ -454,7 +454,7 @@ def test_the_reference_of_a_linear_model_on_real_measurements(tiny_bert, tmp_pat
     data = settings(write(rows, tmp_path / "tumours.parquet"), tiny_bert, tmp_path / "run")
     data["data"] |= {"columns": {"it": names}, "validation": None, "batch_size": 32}
     data["model"]["encoders"] = {"it": {"name": "table", **SMALL, "width": 32}}
-    data["train"] |= {"steps": 100, "lr": 3e-3}
+    data["train"] |= {"steps": 100, "lr": 3e-3, "evaluate_every": 100}
     figures = launch.train(experiment(data))
     found = next(row.value for row in figures if row.metric == "accuracy")
     print(f"table {found:.3f}, logistic regression {expected:.3f}")
