@@ -239,12 +239,22 @@ def predict(options: argparse.Namespace) -> None:
         raise ValueError("give one modality or more, such as --text 'Which digit is drawn?' --image digit.png --audio digit.wav")
     from mmkt.model import Model
 
-    answer = Model.from_pretrained(options.checkpoint, options.plugins).predict([cells])[0]
+    model = Model.from_pretrained(options.checkpoint, options.plugins)
+    tables = [m for m, encoder in model.encoders.items() if encoder.kind == "table" and m in cells]
+    answer = model.predict([cells | {m: _records(m, cells[m]) for m in tables}])[0]
     if options.json:
         print(json.dumps(answer))
     else:
         for task, found in answer.items():
             print(f"{task}: {found['prediction']}" + (f" ({found['confidence']:.1%})" if "confidence" in found else ""))
+
+
+def _records(name: str, words: str | list[str]) -> Any:
+    """A table's record, or several, out of JSON."""
+    try:
+        return [json.loads(word) for word in words] if isinstance(words, list) else json.loads(words)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--{name} takes JSON, such as '{{\"age\": 61}}', found {words!r}: {error}") from None
 
 
 def list_parts(options: argparse.Namespace) -> None:

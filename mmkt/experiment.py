@@ -47,8 +47,8 @@ class Data(Section):
     """The folder that ``source`` reads, as ``mmkt data prepare --from`` names it."""
     manifest: str
     """JSONL, CSV or Parquet: id, split, domain, group, media columns, label columns."""
-    columns: dict[Name, str] = {}
-    """Modality → column; by default a modality's column has its name."""
+    columns: dict[Name, str | list[str]] = {}
+    """Modality → column, or several for a table; by default a modality's column has its name."""
     labels: dict[Name, str] = {}
     """Task → column; by default a task's column has its name."""
     fractions: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {"train": 0.8, "validation": 0.1, "test": 0.1}

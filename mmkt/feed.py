@@ -27,7 +27,7 @@ from mmkt.data.decode import Limits
 from mmkt.data.manifest import Manifest
 from mmkt.data.rows import Rows, labels
 from mmkt.experiment import Data, Experiment
-from mmkt.model import Model
+from mmkt.model import Model, learners
 from mmkt.parts import ConfigError, Parts
 from mmkt.types import Batch
 
@@ -74,9 +74,15 @@ def open_manifest(data: Data, seed: int, parts: Parts) -> Manifest:
 
 
 def learn_vocabularies(config: Experiment, manifest: Manifest, parts: Parts) -> dict[str, Any]:
-    """By task, what its head learns from the training split's labels."""
+    """What heads learn from the training split's labels, by task, and encoders from its cells, by ``encoders.MODALITY``."""
     rows = splits.rows_of(manifest, config.data.train)
     found = {}
+    for m, encoder in learners(config, parts).items():
+        cells = manifests.column_of(manifest, config.data.columns.get(m, m)).take(rows)
+        try:
+            found[f"encoders.{m}"] = encoder.learn(cells, config.model.encoders[m])
+        except ValueError as error:
+            raise ConfigError([(f"model.encoders.{m}", str(error))]) from error
     for task, spec in config.model.heads.items():
         column = config.data.labels.get(task, task)
         cells = manifests.column_of(manifest, column).take(rows).to_pylist()
@@ -106,6 +112,10 @@ class Feed:
         self.modalities = model.modalities
         self.columns = {m: data.columns.get(m, m) for m in self.modalities}
         self.processors = {m: encoder.processor() for m, encoder in model.encoders.items()}
+        for m, column in self.columns.items():
+            if not isinstance(column, str) and (kind := self.processors[m].kind) != "table":
+                problem = f"names a list of columns, which a table takes; the encoder is one of {kind}: name one column"
+                raise ConfigError([(f"data.columns.{m}", problem)])
         self.limits = Limits(data.max_pixels, data.max_seconds, data.max_characters)
         self.cuts = Cuts()
         self.cache = Cache(data.cache * 1e9 / max(1, data.workers))
@@ -183,6 +193,8 @@ class Feed:
             return None
         if m not in self.modalities:
             raise ConfigError([("data.group_by_length", f"there is no modality {m!r}; allowed: {', '.join(self.modalities)}")])
+        if self.processors[m].kind == "table":
+            raise ConfigError([("data.group_by_length", f"{m!r} is a table: its rows have one length; name another, or null")])
         cells = manifests.column_of(self.manifest, self.columns[m]).to_pylist()
         if self.processors[m].kind == "text":
             return np.array([len(str(cell or "")) for cell in cells])

@@ -43,8 +43,9 @@ class Model(nn.Module):
 
     @property
     def vocabularies(self) -> dict[str, Any]:
-        """By task, what its head learned from the training split's labels."""
-        return {task: head.vocabulary for task, head in self.heads.items()}
+        """What was learned from the training split: by task, and by ``encoders.MODALITY`` (no task's name has a dot)."""
+        learned = {f"encoders.{m}": encoder.vocabulary for m, encoder in self.encoders.items() if encoder.learns}
+        return {task: head.vocabulary for task, head in self.heads.items()} | learned
 
     def encode(self, batch: Batch) -> dict[str, Encoded]:
         """Every modality, each in its encoder's width; one that no row has comes out with ``present`` False."""
@@ -110,7 +111,8 @@ class Model(nn.Module):
 
         Args:
             rows: each a mapping from modality to a text, a picture (PIL image, array, path or bytes), a sound (waveform
-                at the encoder's rate, ``(waveform, rate)``, path or bytes), or a list of them; any may be left out.
+                at the encoder's rate, ``(waveform, rate)``, path or bytes), a table's record (a dict by column, any of which
+                may be left out), or a list of them; any may be left out.
             batch_size: rows at a time.
 
         Returns:
@@ -148,15 +150,17 @@ class Model(nn.Module):
 
         Args:
             config: the experiment.
-            vocabularies: by task, what ``Head.learn`` gave.
+            vocabularies: by task, what ``Head.learn`` gave, and by ``encoders.MODALITY``, what ``Encoder.learn`` gave.
             plugins: folders or packages that parts may come from.
             assets: a checkpoint's folder, whose own files stand in for the original models.
         """
         parts, settings = Parts(plugins), config.model
+        learning = learners(config, parts)
         encoders: dict[str, Encoder] = {}
         for m, spec in settings.encoders.items():
+            learned = [vocabularies[f"encoders.{m}"]] if m in learning else []
             try:
-                encoders[m] = parts.build("encoders", spec, encoders, assets / m if assets else None)
+                encoders[m] = parts.build("encoders", spec, encoders, assets / m if assets else None, *learned)
             except ValueError as error:
                 raise ConfigError([(f"model.encoders.{m}", str(error))]) from error
         if not encoders:
@@ -203,13 +207,20 @@ class Model(nn.Module):
         folder = locate(name)
         config = revive(Experiment, checkpoint.read_json(folder / "config.json"), plugins)
         vocabularies = checkpoint.read_json(folder / "vocabularies.json")
-        absent = [task for task in config.model.heads if task not in vocabularies]
+        needed = [*config.model.heads, *(f"encoders.{m}" for m in learners(config, Parts(plugins)))]
+        absent = [key for key in needed if key not in vocabularies]
         if absent:
-            raise checkpoint.CheckpointError(f"{folder / 'vocabularies.json'} lacks the tasks {', '.join(absent)}")
+            raise checkpoint.CheckpointError(f"{folder / 'vocabularies.json'} lacks {', '.join(absent)}")
         tensors = checkpoint.read_tensors(folder / "model.safetensors")
         model = cls.from_config(config, vocabularies, plugins, folder / "assets")
         checkpoint.load_strict(model, tensors, folder / "model.safetensors")
         return model.eval()
+
+
+def learners(config: Experiment, parts: Parts) -> dict[str, type[Encoder]]:
+    """The encoders that learn from the training split before they are built, by modality."""
+    classes = {m: parts.find("encoders", spec["name"]) for m, spec in config.model.encoders.items()}
+    return {m: cls for m, cls in classes.items() if issubclass(cls, Encoder) and cls.learns}
 
 
 def locate(name: Path | str) -> Path:

@@ -22,7 +22,7 @@ class Started(NamedTuple):
 
     path: str
     kept: list[str]  # taken over
-    classes: dict[str, list[Any]]  # tensor → the classes whose rows were taken over; the other rows are new
+    classes: dict[str, list[Any]]  # tensor → the classes (or columns) whose rows were taken over; the other rows are new
     new: list[str]  # as they were drawn
     dropped: list[str]  # of the checkpoint, without a place here
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # new ones whose shape there and here differs
@@ -33,9 +33,12 @@ class Started(NamedTuple):
         for word, names in (("kept", [*self.kept, *self.classes]), ("new", self.new), ("dropped", self.dropped)):
             counts = Counter(_part(name) for name in names)
             lines.append(f"  {word}: " + (", ".join(f"{part} ({n})" for part, n in counts.items()) or "nothing"))
-        by_head = {_part(name): shared for name, shared in self.classes.items()}
-        for head, shared in by_head.items():
-            lines.append(f"  by class name in {head}: {', '.join(map(str, shared[:20]))}{' …' if len(shared) > 20 else ''}")
+        by_part: dict[str, dict[Any, None]] = {}
+        for name, names in self.classes.items():
+            by_part.setdefault(_part(name), {}).update(dict.fromkeys(names))
+        for part, shared in by_part.items():
+            what = "class name" if part.startswith("heads.") else "name"
+            lines.append(f"  by {what} in {part}: {', '.join(map(str, list(shared)[:20]))}{' …' if len(shared) > 20 else ''}")
         for name, (there, here) in list(self.shapes.items())[:NAMED]:
             lines.append(f"  other shape: {name} has {there} there, {here} here")
         if len(self.shapes) > NAMED:
@@ -46,7 +49,7 @@ class Started(NamedTuple):
 
 
 def start(model: Model, path: Path | str) -> Started:
-    """Take over every tensor of a checkpoint whose name and shape fit; the rows of a head's classes go by class name.
+    """Take over every tensor of a checkpoint whose name and shape fit; rows of classes, or of a table's columns, go by name.
 
     The checkpoint's config is not read, so no plugin is needed for it.
 
@@ -66,7 +69,7 @@ def start(model: Model, path: Path | str) -> Started:
     with torch.no_grad():
         for name, mine in own.items():
             theirs = tensors.get(name)
-            before, now = _classes(name, vocabularies), _classes(name, model.vocabularies)
+            before, now = _classes(name, vocabularies, model), _classes(name, model.vocabularies, model)
             if theirs is not None and before != now and _by_class(theirs, before) and _by_class(mine, now):
                 shared = [c for c in now if c in before] if theirs.shape[1:] == mine.shape[1:] else []
                 if shared:
@@ -98,11 +101,15 @@ def _part(name: str) -> str:
     return ".".join(words[: {"encoders": 2, "heads": 2, "space": 3}.get(words[0], 1)])
 
 
-def _classes(name: str, vocabularies: Mapping[str, Any]) -> Sequence[Any]:
-    """The classes of the head that a tensor belongs to; none for other tensors."""
-    words = name.split(".")
-    vocabulary = vocabularies.get(words[1]) if words[0] == "heads" else None
-    return vocabulary.get("classes", []) if isinstance(vocabulary, dict) else []
+def _classes(name: str, vocabularies: Mapping[str, Any], model: Model) -> Sequence[Any]:
+    """The classes of the head that a tensor belongs to, or what an encoder says its rows stand for; none for other tensors."""
+    room, _, part = _part(name).partition(".")
+    vocabulary = vocabularies.get({"heads": part, "encoders": f"encoders.{part}"}.get(room, ""))
+    if not isinstance(vocabulary, dict):
+        return []
+    if room == "heads":
+        return vocabulary.get("classes", [])
+    return model.encoders[part].rows_by_name(vocabulary).get(name.removeprefix(f"encoders.{part}."), [])
 
 
 def _by_class(tensor: Tensor, classes: Sequence[Any]) -> bool:

@@ -134,6 +134,7 @@ class Processor(ABC):
 
     kind: ClassVar[str]  # "text", "image", "audio", "table": which decoder its items come through
     rate: int  # Hz, of a processor of kind "audio"
+    columns: Mapping[str, str]  # "number" or "category" by column, of a processor of kind "table"
     draws: bool = True  # False: a view is the plain item, no random number is drawn for it
 
     @abstractmethod
@@ -141,7 +142,8 @@ class Processor(ABC):
         """Tensors of one item: a str, a PIL image (RGB) or a mono waveform (T,) at ``rate``.
 
         Args:
-            item: what the decoder of this kind gives; it may be kept for the next epoch, so it is not changed in place.
+            item: what the decoder of this kind gives (of a table a dict by column); it may be kept for the next epoch, so
+                it is not changed in place.
             view: None gives the plain item; "train" and any other name an augmented one, drawn from torch's and
                 Python's global generators, which the caller has seeded by (seed, draw, row, view).
         """
@@ -150,7 +152,8 @@ class Processor(ABC):
     def pad(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """N items stacked and padded.
 
-        Where items can be longer than what the encoder takes, ``cut`` (N,) bool says which were: a run reports how many.
+        Where items can be longer than what the encoder takes, ``cut`` (N,) bool says which were; where they can hold
+        values that training did not, ``unknown`` (N,) bool does. A run reports how many.
         """
 
     def whole(self, cell: Any) -> bool:
@@ -162,12 +165,25 @@ class Encoder(nn.Module, ABC):
     """One modality's encoder: tensors of N items in, ``Encoded`` in its own width out.
 
     A constructor takes ``(self, house, assets, *, settings…)``: the encoders built before it, by modality, and the
-    folder of a checkpoint that its own files are in (None when it is built anew).
+    folder of a checkpoint that its own files are in (None when it is built anew). One that ``learns`` takes its
+    vocabulary third.
     """
 
     width: int
     kind: ClassVar[str]
     bounds: ClassVar[tuple[float, float] | None] = None  # of its raw space; None for text
+    learns: ClassVar[bool] = False  # from the training split's cells, before it is built
+    vocabulary: dict[str, Any]  # of one that learns
+
+    @classmethod
+    def learn(cls, cells: pa.ChunkedArray, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The vocabulary (JSON-able) from the training split's cells, absent ones included; saved with the model."""
+        raise NotImplementedError(f"{cls.__name__} learns nothing")
+
+    @staticmethod
+    def rows_by_name(vocabulary: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Parameters whose rows stand for things of the vocabulary → the name of each row."""
+        return {}
 
     @abstractmethod
     def forward(self, inputs: Mapping[str, Tensor]) -> Encoded:

@@ -144,3 +144,13 @@ def test_rows_of_and_column_of():
         rows_of(manifest, "train")
     with pytest.raises(ManifestError, match=r"no column 'txet' \(did you mean 'text'\?\): it has .*split"):
         column_of(manifest, "txet")
+
+
+def test_several_columns_are_one_of_structs():
+    manifest = from_rows([{"age": 3, "sex": "f"}, {"age": None, "sex": "m"}])
+    assert column_of(manifest, ["sex", "age"]).to_pylist() == [{"sex": "f", "age": 3}, {"sex": "m", "age": None}]
+    for columns in ([], ["age", "age"]):
+        with pytest.raises(ManifestError, match="one or more, each once"):
+            column_of(manifest, columns)
+    with pytest.raises(ManifestError, match="no column 'agee'"):
+        column_of(manifest, ["sex", "agee"])

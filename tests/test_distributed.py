@@ -47,8 +47,24 @@ def variants(tmp_path: Path, manifest: Path, bert: Path) -> dict[str, dict]:
     found["deaf_rank"]["data"]["manifest"] = str(write(deaf, tmp_path / "deaf.parquet"))
     # a rank takes every second draw: of one indoor and one outdoor row, rank 1 never hears anything
     found["deaf_rank"]["data"]["streams"] = {"a": {"quota": 1, "domain": "indoor"}, "b": {"quota": 1, "domain": "outdoor"}}
+    found["measured"] = measured(copy.deepcopy(found["deaf_rank"]), tmp_path)
     found["dropped"]["data"]["dropout"] = {"text": 0.3, "image": 0.3, "audio": 0.3}
     return found
+
+
+def measured(plain: dict, tmp_path: Path) -> dict:
+    """A table beside the text, with values missing; rank 1 never sees it."""
+    rows, random = rows_of_three(60, seed=1), np.random.default_rng(0)
+    for row in rows:
+        bright, high = int(row["kind"][1]) >> 2 & 1, int(row["kind"][1]) >> 1 & 1
+        there = row["domain"] == "indoor"
+        row["light"] = 5.0 * bright + float(random.normal()) if there and random.random() < 0.8 else None
+        row["pitch"] = ["low", "high"][high] if there else None
+        del row["image"], row["audio"]
+    plain["data"] |= {"manifest": str(write(rows, tmp_path / "measured.parquet")), "columns": {"table": ["light", "pitch"]}}
+    table = {"name": "table", "width": 32, "layers": 1, "heads": 2, "dropout": 0.0}
+    plain["model"]["encoders"] = {"text": plain["model"]["encoders"]["text"], "table": table}
+    return plain
 
 
 def losses(folder: Path) -> list[float]:
@@ -66,7 +82,7 @@ def curves(tmp_path_factory, tiny_manifest, tiny_bert) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["plain", "accumulated", "unlabelled", "deaf_rank", "dropped"])
+@pytest.mark.parametrize("name", ["plain", "accumulated", "unlabelled", "deaf_rank", "measured", "dropped"])
 def test_two_processes_give_the_curve_of_one(curves, name):
     one, two = losses(curves / f"{name}-1"), losses(curves / f"{name}-2")
     assert len(one) == len(two) == 50

@@ -63,25 +63,32 @@ class Collate:
         return inputs
 
 
+MESSAGES = {
+    "cut": "were longer than their encoder takes, and cut",
+    "unknown": "have values that the training split does not have, and are read without them",
+}
+
+
 class Cuts:
-    """How many items were longer than what their encoder takes, by modality, said once."""
+    """How many items an encoder could not take whole, by modality, said once."""
 
     def __init__(self) -> None:
-        self.cut: Counter[str] = Counter()
+        self.cut: Counter[tuple[str, str]] = Counter()  # by modality and what befell them
         self.seen: Counter[str] = Counter()
 
     def note(self, batch: Batch) -> None:
         """Count a batch's."""
         for m, inputs in batch.inputs.items():
-            if isinstance(inputs, dict) and "cut" in inputs:
-                self.cut[m] += int(inputs["cut"].sum())
-                self.seen[m] += len(inputs["cut"])
+            if isinstance(inputs, dict):
+                for key in MESSAGES.keys() & inputs.keys():  # one at the most
+                    self.cut[m, key] += int(inputs[key].sum())
+                    self.seen[m] += len(inputs[key])
 
     def lines(self, *others: Cuts) -> list[str]:
-        """A line for each modality of which items were cut, here and in ``others``."""
+        """A line for each modality that this befell, here and in ``others``."""
         every = (self, *others)
         cut, seen = sum((x.cut for x in every), Counter()), sum((x.seen for x in every), Counter())
-        return [f"{m}: {n} of {seen[m]} items read were longer than their encoder takes, and cut" for m, n in cut.items() if n]
+        return [f"{m}: {n} of {seen[m]} items read {MESSAGES[key]}" for (m, key), n in cut.items() if n]
 
 
 def _places(counts: Sequence[int]) -> Tensor:

@@ -1,11 +1,12 @@
-"""From bytes (or things in memory) to what a processor takes: a str, an RGB picture, a mono waveform."""
+"""From bytes (or things in memory) to what a processor takes: a str, an RGB picture, a mono waveform, a table's record."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,9 @@ import torchaudio.functional
 from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
+from mmkt.parts import nearest
+
+LARGEST = torch.finfo(torch.float32).max
 LOUDEST = 4.0  # lossy decoders overshoot 1 a little; far above it, a float file was not scaled to [−1, 1]
 
 
@@ -46,6 +50,38 @@ def text(cell: Any, limits: Limits = USUAL) -> str:
     if len(cell) > limits.characters:
         raise DecodeError(f"the text has {len(cell):,} characters, the limit is {limits.characters:,}: raise data.max_characters")
     return cell
+
+
+def record(cell: Any, columns: Mapping[str, str]) -> dict[str, float | str | bool | Decimal | None]:
+    """One record of a table: a value for each of ``columns``, None where it is missing.
+
+    Args:
+        cell: a mapping from column to value; null, NaN, "" and a column that it lacks are missing.
+        columns: "number" or "category", by column.
+
+    Raises:
+        DecodeError: no mapping, a column that is not known, or a value of another type.
+    """
+    if not isinstance(cell, Mapping):
+        raise DecodeError(f"a table's cell is an object {{column: value}}, not {type(cell).__name__} {str(cell)[:40]!r}")
+    for name in cell:
+        if name not in columns:
+            raise DecodeError(f"there is no column {name!r} in this table{nearest(name, columns)}; it has {', '.join(columns)}")
+    return {name: _value(cell.get(name), name, kind) for name, kind in columns.items()}
+
+
+def _value(value: Any, name: str, kind: str) -> float | str | bool | Decimal | None:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and value != value):
+        return None
+    number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    if number and not abs(value) <= LARGEST:
+        raise DecodeError(f"{name!r} holds the number {value!r}, which is not finite or too large")
+    if not (number or (kind == "category" and isinstance(value, str | bool))):
+        allowed = "numbers" if kind == "number" else "strings, numbers, true and false"
+        raise DecodeError(f"{name!r} holds {allowed}, not {type(value).__name__} {str(value)[:40]!r}")
+    return value
 
 
 def image(data: bytes, limits: Limits = USUAL) -> Image.Image:

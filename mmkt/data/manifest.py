@@ -56,13 +56,18 @@ def from_rows(rows: Sequence[Mapping[str, Any]], root: str | Path = ".") -> Mani
     return Manifest(_finish(_tabulate(rows, "these rows"), "these rows"), Path(root), None)
 
 
-def column_of(manifest: Manifest, column: str) -> pa.ChunkedArray:
-    """A column by name.
+def column_of(manifest: Manifest, column: str | Sequence[str]) -> pa.ChunkedArray:
+    """A column by name; several as one column of structs, ``{column: value}`` a row.
 
     Raises:
         ManifestError: there is none; the message has the nearest spelling and all there are.
     """
     names = manifest.table.column_names
+    if not isinstance(column, str):
+        if not column or len(set(column)) < len(column):
+            raise ManifestError(f"a list of columns names one or more, each once; found {list(column)}")
+        parts = [column_of(manifest, name) for name in column]
+        return pa.chunked_array(pa.table(parts, list(column)).to_struct_array())
     if column not in names:
         near = get_close_matches(column, names, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""

@@ -46,7 +46,7 @@ class Rows(Dataset[Item]):
     def __init__(
         self,
         manifest: Manifest | None,
-        columns: Mapping[str, str],
+        columns: Mapping[str, str | Sequence[str]],
         processors: Mapping[str, Processor],
         *,
         seed: int,
@@ -61,7 +61,7 @@ class Rows(Dataset[Item]):
 
         Args:
             manifest: None where only ``item`` is used; paths are then relative to the current folder.
-            columns: the column of each modality.
+            columns: the column of each modality, or the columns of a table.
             processors: the processor of each modality.
             seed: of augmentation and dropout.
             train: makes the view "train", ``views`` and ``dropout``; otherwise there are only plain inputs, and no
@@ -79,6 +79,8 @@ class Rows(Dataset[Item]):
             ValueError: dropout or one_of names no modality.
         """
         self.modalities, self.columns, self.processors = list(columns), dict(columns), dict(processors)
+        # what a message calls a modality's cell: several columns go by the modality's name
+        self.places = {m: column if isinstance(column, str) else m for m, column in columns.items()}
         self.seed, self.train, self.views, self.limits = seed, train, tuple(views), limits
         self.dropout, self.one_of, self.cache = dict(dropout or {}), tuple(one_of), cache or Cache(0)
         for where, names in (("dropout", self.dropout), ("one_of", self.one_of)):
@@ -114,7 +116,7 @@ class Rows(Dataset[Item]):
                 if not is_absent(cell := column[row].as_py()):
                     self._raw(_items(cell, self.processors[modality]), self.processors[modality])
             except (DecodeError, media.MediaError) as error:
-                found[self.columns[modality]] = str(error)
+                found[self.places[modality]] = str(error)
         return found
 
     def item(self, cells: Mapping[str, Any], row: int = 0) -> Item:
@@ -143,7 +145,7 @@ class Rows(Dataset[Item]):
                     continue
                 raw = self.cache.get((*kept, "raw"), partial(self._raw, items, processor))
             except (DecodeError, media.MediaError) as error:
-                raise type(error)(f"{where}, column {self.columns[modality]!r}: {error}") from None
+                raise type(error)(f"{where}, column {self.places[modality]!r}: {error}") from None
             for name, view in {"train": inputs, **views}.items():
                 with _seeded(seed_of(self.seed, key.draw, key.row, name, modality)):
                     view[modality] = [processor(item, name) for item in raw]
@@ -181,9 +183,11 @@ def load(cell: Any, processor: Processor, root: str | Path, limits: Limits = USU
     """One raw item, as a processor of its kind takes it.
 
     Args:
-        cell: what a manifest holds (a text; bytes, a path or a dict for media), or in memory a PIL image, an array or
-            tensor (pictures as ``decode.picture`` takes them; waveforms at the processor's rate), or (waveform, rate).
-        processor: its ``kind`` says how to decode, its ``rate`` (Hz) what to resample sound to.
+        cell: what a manifest holds (a text; bytes, a path or a dict for media; a table's dict by column), or in memory
+            a PIL image, an array or tensor (pictures as ``decode.picture`` takes them; waveforms at the processor's
+            rate), or (waveform, rate).
+        processor: its ``kind`` says how to decode, its ``rate`` (Hz) what to resample sound to, its ``columns``
+            what a table may hold.
         root: the folder that paths are relative to.
         limits: what one item may hold.
 
@@ -193,7 +197,7 @@ def load(cell: Any, processor: Processor, root: str | Path, limits: Limits = USU
     """
     kind = processor.kind
     if kind == "table":
-        return cell
+        return decode.record(cell, processor.columns)
     if isinstance(cell, list):  # one item made of several: a pair of sentences
         return [load(part, processor, root, limits) for part in cell]
     if kind == "text":
@@ -251,11 +255,9 @@ def _items(cell: Any, processor: Processor) -> list[Any]:
 
 
 def is_absent(cell: Any) -> bool:
-    """Null, an empty string or list, NaN, and lists and media dicts of nothing else."""
-    if isinstance(cell, list):
-        return all(map(is_absent, cell))
-    if isinstance(cell, dict) and cell.keys() <= {"bytes", "path"}:
-        return all(value is None or value == "" for value in cell.values())
+    """Null, an empty string or list, NaN, and lists and dicts of nothing else."""
+    if isinstance(cell, list | dict):
+        return all(map(is_absent, cell.values() if isinstance(cell, dict) else cell))
     return cell is None or (isinstance(cell, str) and not cell) or (isinstance(cell, float) and cell != cell)
 
 
