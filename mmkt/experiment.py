@@ -86,6 +86,8 @@ class Data(Section):
 class Space(Section):
     """The shared space: a projection and a learned missing vector a modality."""
 
+    projection: Literal["linear", "none"] = "linear"
+    """None takes encoders' vectors as they are: both sides of a CLIP share a space already. All are then ``dim`` wide."""
     norm: bool = True
     """LayerNorm after the projection."""
     dropout: Share = 0.0

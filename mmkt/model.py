@@ -165,9 +165,10 @@ class Model(nn.Module):
                 raise ConfigError([(f"model.encoders.{m}", str(error))]) from error
         if not encoders:
             raise ConfigError([("model.encoders", "needs one or more")])
-        space = SharedSpace(
-            settings.dim, {m: e.width for m, e in encoders.items()}, norm=settings.space.norm, dropout=settings.space.dropout
-        )
+        try:
+            space = SharedSpace(settings.dim, {m: e.width for m, e in encoders.items()}, **settings.space.model_dump())
+        except ValueError as error:
+            raise ConfigError([("model.space.projection", str(error))]) from error
         heads = {t: parts.build("heads", spec, settings.dim, vocabularies[t]) for t, spec in settings.heads.items()}
         outputs = {t: head.outputs(head.vocabulary) for t, head in heads.items()}
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +22,35 @@ class SharedSpace(nn.Module):
     Args:
         dim: the shared width D.
         widths: modality → its encoder's width.
+        projection: ``linear``, or ``none``.
         norm: LayerNorm after the projection.
         dropout: on what is projected.
+
+    Raises:
+        ValueError: without a projection, an encoder has another width.
     """
 
-    def __init__(self, dim: int, widths: Mapping[str, int], *, norm: bool = True, dropout: float = 0.0):
+    def __init__(
+        self,
+        dim: int,
+        widths: Mapping[str, int],
+        *,
+        projection: Literal["linear", "none"] = "linear",
+        norm: bool = True,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         self.modalities = tuple(widths)
+        if projection == "none" and set(widths.values()) != {dim}:
+            found = ", ".join(f"{m} {w}" for m, w in widths.items())
+            raise ValueError(f"without a projection every encoder is as wide as model.dim, {dim}; found {found}")
         self.project = nn.ModuleDict(
-            {m: nn.Sequential(nn.Linear(w, dim), nn.LayerNorm(dim) if norm else nn.Identity()) for m, w in widths.items()}
+            {
+                m: nn.Sequential(
+                    nn.Linear(w, dim) if projection == "linear" else nn.Identity(), nn.LayerNorm(dim) if norm else nn.Identity()
+                )
+                for m, w in widths.items()
+            }
         )
         self.missing = nn.ParameterDict({m: nn.Parameter(torch.randn(dim) * 0.02) for m in widths})
         self.drop = nn.Dropout(dropout)

@@ -17,7 +17,7 @@ from mmkt.config import check
 from mmkt.experiment import Experiment
 from mmkt.heads.classify import Classify
 from mmkt.model import Model
-from mmkt.parts import Parts
+from mmkt.parts import ConfigError, Parts
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -349,6 +349,30 @@ def test_a_tower_gives_the_embedding_of_its_model(family, tmp_path):
         torch.testing.assert_close(pooled, theirs, atol=1e-5, rtol=0)
         assert ours.tokens.shape[2] == ours.pooled.shape[1] == encoder.width
         assert not torch.allclose(theirs[0], theirs[1], atol=1e-4)
+
+
+def test_without_a_projection_both_sides_keep_their_space(tmp_path):
+    clip(tmp_path / "clip")
+    data = settings(tmp_path / "nothing", tmp_path / "nothing", tmp_path / "run")
+    sides = {"text": {"name": "hf_text"}, "image": {"name": "hf_image"}}
+    data["model"] |= {"encoders": {m: side | {"model": str(tmp_path / "clip")} for m, side in sides.items()}, "dim": 20}
+    data["model"]["space"] = {"projection": "none", "norm": False}
+    model = Model.from_config(check(Experiment, data, Parts()), {"kind": Classify.learn(["a", "b"])}).eval()
+    assert not list(model.space.project.parameters())
+    texts = some(model.encoders["text"], 0, 1, 2)
+    pictures = some(model.encoders["image"], 0, 1, 2)
+    with torch.no_grad():
+        encoded = {"text": model.encoders["text"](texts), "image": model.encoders["image"](pictures)}
+        found = {m: torch.nn.functional.normalize(x.pooled, dim=1) for m, x in model.fuse(encoded).encoded.items()}
+        image = model.encoders["image"]
+        pixels = (pictures["pixels"] - image.mean) / image.std
+        whole = hf.AutoModel.from_pretrained(tmp_path / "clip").eval()
+        known = {name: texts[name] for name in ("input_ids", "attention_mask")}
+        theirs = whole(**known, pixel_values=pixels).logits_per_text / whole.logit_scale.exp()
+    torch.testing.assert_close(found["text"] @ found["image"].T, theirs, atol=1e-5, rtol=0)
+    data["model"]["dim"] = 32
+    with pytest.raises(ConfigError, match=r"model.space.projection: .* as wide as model.dim, 32; found text 20, image 20"):
+        Model.from_config(check(Experiment, data, Parts()), {"kind": Classify.learn(["a", "b"])})
 
 
 @pytest.mark.parametrize("family", ["clip, text", "siglip, text", "clap, text"])

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from sklearn.model_selection import train_test_split
+
+from mmkt.data import parquet
 
 
 def find(source: Path | None, name: str, files: Sequence[str], below: str | None = None) -> Path:
@@ -48,7 +49,5 @@ def hold_back(labels: Sequence[Any], share: float, seed: int) -> np.ndarray:
 def write(rows: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]], out: Path) -> Path:
     """``manifest.parquet`` in a folder, replaced in one step; returns its path."""
     out.mkdir(parents=True, exist_ok=True)
-    new, path = out / f"manifest.parquet.{os.getpid()}", out / "manifest.parquet"
-    pq.write_table(pa.Table.from_pylist(list(rows)), new)
-    new.replace(path)
-    return path
+    parquet.write([("row", pa.Table.from_pylist(list(rows)))], out / "manifest.parquet")
+    return out / "manifest.parquet"

@@ -1,0 +1,145 @@
+"""Sources of published sets: on small files laid out as theirs, and on the real ones where they are."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import tarfile
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import wav
+
+from mmkt.data.sources._files import hold_back
+from mmkt.data.sources.esc10 import Esc10
+from mmkt.data.sources.fewclue import Fewclue
+from mmkt.data.sources.intents import Intents
+from mmkt.data.sources.phrasebank import Phrasebank
+
+REAL = pytest.mark.skipif(not os.environ.get("MMKT_DATA"), reason="MMKT_DATA names no folder of real data sets")
+
+
+def rows(source, folder: Path | None, tmp_path: Path) -> list[dict]:
+    return pq.read_table(source.prepare(tmp_path / "out", folder)).to_pylist()
+
+
+def packed(path: Path, lines: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def test_hold_back_takes_a_share_of_every_class():
+    labels = ["a"] * 100 + ["b"] * 20
+    held = hold_back(labels, 0.25, 0)
+    assert Counter(np.array(labels)[held]) == {"a": 25, "b": 5}
+    assert (held == hold_back(labels, 0.25, 0)).all()
+    assert (held != hold_back(labels, 0.25, 1)).any()
+
+
+def test_esc10_keeps_folds_and_recordings(tmp_path):
+    folder = tmp_path / "esc10"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "audio.zip", "w") as archive, (folder / "meta.csv").open("w") as file:
+        meta = csv.writer(file)
+        meta.writerow(["file", "label", "label_name", "fold", "freesound_id", "take", "seconds"])
+        for k in range(10):
+            archive.writestr(f"{k}.ogg", wav(np.full(100, k / 20)))
+            meta.writerow([f"{k}.ogg", k % 2, ["Rain", "Dog bark"][k % 2], 1 + k // 2, 1000 + k // 2, "A", 5.0])
+    found = rows(Esc10(), tmp_path, tmp_path)
+    assert [row["fold"] for row in found] == [str(1 + k // 2) for k in range(10)]
+    assert [row["group"] for row in found] == [str(1000 + k // 2) for k in range(10)]
+    assert [row["label"] for row in found] == ["Rain", "Dog bark"] * 5
+    assert found[3]["audio"] == wav(np.full(100, 3 / 20))
+    assert "split" not in found[0]
+    (folder / "audio.zip").unlink()
+    with pytest.raises(ValueError, match=r"no file audio\.zip: give the folder that holds the esc10 set"):
+        rows(Esc10(), folder, tmp_path)
+
+
+def test_intents(tmp_path, monkeypatch):
+    bank = [{"split": s, "text": f"{s} {k}", "label": f"i{k % 4}"} for s, n in (("train", 40), ("test", 8)) for k in range(n)]
+    packed(tmp_path / "intents/banking77.jsonl.gz", bank)
+    found = rows(Intents(validation=0.2, seed=3), tmp_path, tmp_path)
+    assert Counter(row["split"] for row in found) == {"train": 32, "validation": 8, "test": 8}
+    assert Counter(row["intent"] for row in found if row["split"] == "validation") == dict.fromkeys(["i0", "i1", "i2", "i3"], 2)
+    assert all(row["text"].startswith("test") == (row["split"] == "test") for row in found)
+    clinc = [{"split": s, "text": f"{s} {k}", "label": f"i{k}"} for s in ("train", "val", "test") for k in range(3)]
+    clinc += [{"split": f"oos_{s}", "text": f"odd {s}", "label": "oos"} for s in ("train", "val", "test")]
+    packed(tmp_path / "intents/clinc150_full.jsonl.gz", clinc)
+    found = rows(Intents(corpus="clinc150"), tmp_path, tmp_path)
+    assert Counter(row["split"] for row in found) == {"train": 3, "validation": 3, "test": 3}
+    assert "oos" not in {row["intent"] for row in found}
+    found = rows(Intents(corpus="clinc150", out_of_scope=True), tmp_path, tmp_path)
+    assert Counter(row["split"] for row in found if row["intent"] == "oos") == {"train": 1, "validation": 1, "test": 1}
+    assert len({row["id"] for row in found}) == 12
+    with pytest.raises(ValueError, match="banking77 has no requests out of scope"):
+        Intents(out_of_scope=True)
+    monkeypatch.delenv("MMKT_DATA", raising=False)
+    with pytest.raises(ValueError, match="intents reads a folder: mmkt data prepare intents --from DIR"):
+        rows(Intents(), None, tmp_path)
+
+
+def test_phrasebank_by_agreement(tmp_path):
+    names, agree = ("positive", "neutral", "negative"), ("50", "66", "75", "all")
+    lines = [{"sentence": f"s{k}", "label": names[k % 3], "agree": agree[k % 4]} for k in range(120)]
+    packed(tmp_path / "finance/phrasebank.jsonl.gz", lines)
+    found = rows(Phrasebank(), tmp_path, tmp_path)
+    assert Counter(row["split"] for row in found) == {"train": 86, "validation": 10, "test": 24}
+    assert Counter(row["sentiment"] for row in found if row["split"] == "test") == dict.fromkeys(names, 8)
+    found = rows(Phrasebank(agree="75"), tmp_path, tmp_path)
+    assert {row["domain"] for row in found} == {"75", "all"}
+    assert len(found) == 60
+
+
+def test_fewclue(tmp_path):
+    folder = tmp_path / "fewclue"
+    folder.mkdir()
+    for task, line in (
+        ("eprstmt", {"sentence": "物流很快", "label": "Positive"}),
+        ("ocnli", {"sentence1": "甲", "sentence2": "乙", "label": "-"}),
+    ):
+        with tarfile.open(folder / f"{task}.tar.xz", "w:xz") as archive:
+            names = ["train_0", "train_few_all", "dev_0", "dev_few_all", "test_public", *["unlabeled"] * (task == "eprstmt")]
+            for k, name in enumerate(names):
+                rest = {key: value for key, value in line.items() if key != "label"} if name == "unlabeled" else line
+                data = "".join(json.dumps({**rest, "id": i}, ensure_ascii=False) + "\n" for i in range(k + 1)).encode()
+                member = tarfile.TarInfo(f"{task}/{name}.json")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    found = rows(Fewclue(draw="0", unlabelled=True), tmp_path, tmp_path)
+    assert Counter(row["split"] for row in found) == {"train": 1, "validation": 3, "test": 5, "unlabelled": 6}
+    assert {row["text"] for row in found} == {"物流很快"}
+    assert [row["label"] for row in found] == ["Positive"] * 9 + [None] * 6
+    pairs = rows(Fewclue(task="ocnli"), tmp_path, tmp_path)
+    assert pairs[0] == {"id": "train-0", "split": "train", "text": ["甲", "乙"], "label": None}
+    with pytest.raises(ValueError, match="has no unlabelled texts: leave unlabelled out"):
+        rows(Fewclue(task="ocnli", unlabelled=True), tmp_path, tmp_path)
+
+
+@pytest.mark.real
+@REAL
+def test_the_real_sets(tmp_path):
+    clips = rows(Esc10(), None, tmp_path)
+    assert Counter(row["fold"] for row in clips) == dict.fromkeys("12345", 80)
+    assert Counter(Counter(row["label"] for row in clips).values()) == {40: 10}
+    by_recording: dict[str, set] = {}
+    for row in clips:
+        by_recording.setdefault(row["group"], set()).add(row["fold"])
+    assert all(len(folds) == 1 for folds in by_recording.values())
+    for corpus, sizes, classes in (("banking77", (9002, 1001, 3080), 77), ("clinc150", (15000, 3000, 4500), 150)):
+        found = rows(Intents(corpus=corpus), None, tmp_path)
+        assert Counter(row["split"] for row in found) == dict(zip(("train", "validation", "test"), sizes))
+        assert len({row["intent"] for row in found}) == classes
+    assert Counter(row["split"] for row in rows(Phrasebank(), None, tmp_path)) == {"train": 3484, "validation": 388, "test": 968}
+    for task, classes, test in (("eprstmt", 2, 610), ("tnews", 15, 2010), ("csldcp", 67, 1784), ("ocnli", 3, 2520)):
+        found = rows(Fewclue(task=task), None, tmp_path)
+        assert len({row["label"] for row in found} - {None}) == classes
+        assert Counter(row["split"] for row in found)["test"] == test
