@@ -42,7 +42,8 @@ class Tower(nn.Module):
         if side not in TYPES[kind]:
             raise ValueError(f"found a {kind} model, which has no {side} side: it has {' and '.join(TYPES[kind])}")
         model, projection = SIDES[side]
-        self.tower, self.projection = getattr(whole, model), getattr(whole, projection, None)
+        self.tower: Any = getattr(whole, model)
+        self.projection: Any = getattr(whole, projection, None)
         if kind == "siglip" and side == "image" and not summary:
             self.tower.use_head, self.tower.head = False, None
         if kind == "clap" and side == "audio" and self.tower.config.enable_fusion:
