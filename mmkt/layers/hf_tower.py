@@ -52,11 +52,9 @@ class Tower(nn.Module):
         # which token is the summary; SigLIP's text is always continued with padding, whose last token was trained to be it
         self.pick = "last" if kind in ("clip", "siglip") else "cls"
         self.full_length = kind == "siglip" and side == "text"
-        linear = self.projection.linear2 if kind == "clap" else self.projection
-        self.width: int = linear.out_features if linear is not None else self._own_width()
-
-    def _own_width(self) -> int:
-        return self.tower.head.out_features if self.side == "text" else self.tower.config.hidden_size
+        own = self.tower.config
+        siglip = getattr(own, "projection_size", own.hidden_size)  # of its text side; pictures are not projected
+        self.width: int = siglip if kind == "siglip" else self.config.projection_dim
 
     def forward(self, inputs_embeds: Tensor | None = None, **inputs: Any) -> BaseModelOutputWithPooling:
         """Projected tokens (N, L, W); for pictures and sounds also the summary (N, W)."""
