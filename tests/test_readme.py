@@ -104,13 +104,16 @@ def test_code(desk, monkeypatch):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_experiment_file(desk):
-    """Its weights come from the Hub: random ones stand in for them here."""
-    (config,) = blocks("yaml")
-    (desk / "mine.yaml").write_text(config)
+@pytest.mark.parametrize("block", [0, 1])
+def test_experiment_files(desk, block):
+    """Their weights come from the Hub: random ones stand in for them here."""
+    two, one = blocks("yaml")
+    (desk / "mine.yaml").write_text([two, one][block])
+    assert typed("mmkt data prepare folder --from my/pictures --out my", desk).returncode == 0
+    more = "" if block else "data.validation=null"  # its manifest names a training and a test split alone
     done = typed(
         "mmkt train mine.yaml model.encoders.image.weights=random model.encoders.image.size=32 train.epochs=1 "
-        "data.validation=null evaluate.resamples=10",
+        f"evaluate.resamples=10 {more}",
         desk,
     )
     assert done.returncode == 0, done.stderr[-3000:]
