@@ -7,7 +7,8 @@ import soundfile
 from PIL import Image
 from rich.console import Console
 
-from mmkt.data.check import check, kinds, render
+from mmkt.data.check import check, render
+from mmkt.data.kinds import kinds
 from mmkt.data.manifest import ManifestError, from_rows
 
 RNG = np.random.default_rng(0)

@@ -64,7 +64,8 @@ def test_csv_long_integers_stay_exact(tmp_path):
         ("m.csv", b"a,b\n1,2\n1,caf\xe9\n", "line 3: not UTF-8 \\(byte 0xe9\\)"),
         ("m.csv", b"a,b\n", "there are no rows"),
         ("m.parquet", b"PAR1 no", "not a readable Parquet"),
-        ("m.xlsx", b"x", r"ends in \.jsonl, \.csv, \.parquet, not in '\.xlsx'"),
+        ("m.arrow", b"ARROW1 no", "not a readable Arrow IPC file"),
+        ("m.xlsx", b"x", r"ends in \.jsonl, \.csv, \.parquet, \.arrow, not in '\.xlsx'"),
     ],
 )
 def test_errors_say_where(tmp_path, name, content, message):
