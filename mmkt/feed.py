@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -23,8 +26,10 @@ from mmkt.data import media, sampling, splits
 from mmkt.data.cache import Cache
 from mmkt.data.check import Unreadable
 from mmkt.data.collate import Collate, Cuts
-from mmkt.data.decode import Limits
+from mmkt.data.columns import cells, codes
+from mmkt.data.limits import Limits
 from mmkt.data.manifest import Manifest
+from mmkt.data.mapped import release
 from mmkt.data.rows import Rows, labels
 from mmkt.experiment import Data, Experiment
 from mmkt.model import Model
@@ -79,8 +84,9 @@ def learn_vocabularies(config: Experiment, manifest: Manifest, parts: Parts) -> 
     found = {}
     for task, spec in config.model.heads.items():
         column = config.data.labels.get(task, task)
-        cells = manifests.column_of(manifest, column).take(rows).to_pylist()
-        values = [v for v in cells if v is not None and v == v]
+        distinct, place = codes(manifests.column_of(manifest, column))
+        known = distinct.to_pylist()
+        values = [known[k] for k in place[rows] if k >= 0]  # an object a value, not a row
         try:
             if not values:
                 raise ValueError(f"no row of the training split has a label in the column {column!r}")
@@ -110,15 +116,17 @@ class Feed:
         self.cuts = Cuts()
         self.cache = Cache(data.cache * 1e9 / max(1, data.workers))
         table = manifest.table
-        self.domains, self.domain = _codes(table["domain"].to_pylist())
-        self.groups, self.group = _codes(table["group"].to_pylist())
+        domains, self.domain = _codes(table["domain"])
+        self.domains = domains.to_pylist()
+        _, self.group = _codes(table["group"])
         self.labels: dict[str, tuple[Tensor, Tensor]] = {}
         for task, head in model.heads.items():
             column, read = self.label_column(task), partial(head.label, vocabulary=head.vocabulary)
             if column in table.column_names:
                 self.labels[task] = labels(manifest, column, read, labelled)
             else:
-                self.labels[task] = torch.stack([read(None)] * len(table)), torch.zeros(len(table), dtype=torch.bool)
+                filler = read(None)
+                self.labels[task] = filler.expand(len(table), *filler.shape), torch.zeros(len(table), dtype=torch.bool)
         self.collate = Collate(self.modalities, self.processors, self.labels, self.domain, self.group)
         unknown = [m for m in (*data.columns, *data.dropout) if m not in self.modalities]
         if unknown:
@@ -175,7 +183,8 @@ class Feed:
         if self.data.balance not in self.labels:
             raise ConfigError([("data.balance", f"there is no task {self.data.balance!r}; allowed: {', '.join(self.labels)}")])
         column = manifests.column_of(self.manifest, self.label_column(self.data.balance))
-        return sampling.balanced(column.take(rows).to_pylist())
+        distinct, place = codes(column)
+        return sampling.balanced(distinct.to_pylist(), place[rows])
 
     def _lengths(self) -> np.ndarray | None:
         m = self.data.group_by_length
@@ -183,10 +192,12 @@ class Feed:
             return None
         if m not in self.modalities:
             raise ConfigError([("data.group_by_length", f"there is no modality {m!r}; allowed: {', '.join(self.modalities)}")])
-        cells = manifests.column_of(self.manifest, self.columns[m]).to_pylist()
+        column = manifests.column_of(self.manifest, self.columns[m])
         if self.processors[m].kind == "text":
-            return np.array([len(str(cell or "")) for cell in cells])
-        return np.array([media.size(cell, self.manifest.root) for cell in cells])
+            sizes = (len(str(cell or "")) for cell in cells(column))
+        else:
+            sizes = (media.size(cell, self.manifest.root) for cell in cells(column))
+        return np.fromiter(sizes, dtype=np.int64, count=len(column))
 
     def training(
         self, start: int, stop: int, views: Sequence[str] = (), quotas: Mapping[str, int] | None = None, pin: bool = False
@@ -228,18 +239,26 @@ class Feed:
         )
 
     def _loader(self, rows: Rows, batches: Any, pin: bool) -> DataLoader:
+        release()
         return DataLoader(
             rows,
             batch_sampler=batches,
             num_workers=self.data.workers,
             collate_fn=self.collate,
+            worker_init_fn=_alone,
             pin_memory=pin,
             generator=torch.Generator(),  # its own: a loader would draw from the global one, which dropout uses
         )
 
 
-def _codes(names: Sequence[str | None]) -> tuple[list[str], Tensor]:
+def _alone(_: int) -> None:
+    """A forked worker's garbage collector leaves what it was given alone: to look at an object is to copy its page."""
+    gc.freeze()
+
+
+def _codes(names: pa.ChunkedArray) -> tuple[pa.Array, Tensor]:
     """Sorted distinct names, and each row's place among them (−1: unnamed)."""
-    known = sorted({name for name in names if name is not None})
-    place = {name: k for k, name in enumerate(known)}
-    return known, torch.tensor([place.get(name, -1) if name is not None else -1 for name in names])
+    known, place = codes(names)
+    order = pc.array_sort_indices(known)
+    rank = np.append(np.argsort(order), -1)  # the last is for −1
+    return known.take(order), torch.from_numpy(rank[place])

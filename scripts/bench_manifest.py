@@ -141,7 +141,7 @@ def memory(pid: int) -> int:
     return 0
 
 
-def commands(folder: Path, name: str) -> dict[str, list[str]]:
+def commands(name: str) -> dict[str, list[str]]:
     """What is measured, by what it is called."""
     mmkt = [sys.executable, "-m", "mmkt.cli"]
     train = [*mmkt, "train", "config.yaml", f"data.manifest=manifest.{name}", *SETTINGS]
@@ -164,7 +164,7 @@ def main() -> None:
         for name in options.formats:
             size = (folder / f"manifest.{name}").stat().st_size
             print(f"{name}: {options.rows:,} rows, {size / 1e6:.0f} MB")
-            for title, command in commands(folder, name).items():
+            for title, command in commands(name).items():
                 seconds, peak = cost(command, folder)
                 print(f"  {title}: {seconds:.1f} s, {peak / 1e6:.0f} MB at the peak", flush=True)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from rich.table import Table
 from mmkt.data import limits as texts
 from mmkt.data import media
 from mmkt.data.columns import cells, codes, is_absent
-from mmkt.data.duplicates import UNKNOWN, across, digest, whole
+from mmkt.data.duplicates import across, digest, whole
 from mmkt.data.limits import USUAL, DecodeError, Limits
 from mmkt.data.manifest import Manifest, column_of
 
@@ -130,7 +129,10 @@ def render(report: Report, console: Console) -> None:
         console.print(table)
     for column, found in report.duplicates.items():
         if found:
-            console.print(f"{column}: {report.repeated[column]} contents in several splits, e.g. rows {', '.join(found[0][:6])}", markup=False)
+            console.print(
+                f"{column}: {report.repeated[column]} contents in several splits, e.g. rows {', '.join(found[0][:6])}",
+                markup=False,
+            )
     if not report.content:
         console.print("media were not read: unreadable and duplicate files are unknown")
     for problem in report.problems:
@@ -182,7 +184,7 @@ def _look(
         except (DecodeError, media.MediaError) as error:
             unreadable.append(Unreadable(ids[row].as_py(), column, str(error)))
             parts = [None]
-        digests[16 * row : 16 * row + 16] = UNKNOWN if None in parts else digest(*parts)
+        digests[16 * row : 16 * row + 16] = digest(*parts)
     return np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2), absent, unreadable
 
 
@@ -243,7 +245,9 @@ def _problems(report: Report, columns: Mapping[str, str]) -> list[str]:
         problems += [f"{column!r} is missing in every row of {s!r}" for s, n in by_split.items() if n == report.splits[s]]
     for column, found in report.duplicates.items():
         if found and (len(columns) == 1 or columns.get(column) != "text"):  # one text column is the whole row
-            problems.append(f"{column!r}: {report.repeated[column]} contents stand in several splits, e.g. rows {', '.join(found[0][:6])}")
+            problems.append(
+                f"{column!r}: {report.repeated[column]} contents stand in several splits, e.g. rows {', '.join(found[0][:6])}"
+            )
     for group, names in list(report.straddling.items())[:5]:
         problems.append(f"the group {group!r} is in several splits: {', '.join(names)}")
     if report.straddled > 5:

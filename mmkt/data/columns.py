@@ -49,7 +49,8 @@ def codes(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
 
 def _nested_codes(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
     places: dict[str, int] = {}
-    firsts, found = [], np.full(len(column), -1, dtype=np.int32)
+    firsts: list[int] = []
+    found = np.full(len(column), -1, dtype=np.int32)
     for row, value in enumerate(cells(column)):
         if value is not None:
             found[row] = places.setdefault(repr(value), len(places))

@@ -12,11 +12,13 @@ UNKNOWN = bytes(8) + b"\1" + bytes(7)  # there is a content, which was not read
 ROWS = 100  # that are named of one content
 
 
-def digest(*items: bytes) -> bytes:
-    """16 bytes for a cell of one item or several."""
+def digest(*items: bytes | None) -> bytes:
+    """16 bytes for a cell of one item or several; one that is None makes it unknown."""
     found = hashlib.blake2b(digest_size=16)
-    for item in items if len(items) == 1 else [hashlib.blake2b(item).digest() for item in items]:
-        found.update(item)
+    for item in items:
+        if item is None:
+            return UNKNOWN
+        found.update(item if len(items) == 1 else hashlib.blake2b(item).digest())
     return found.digest()
 
 

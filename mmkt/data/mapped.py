@@ -71,4 +71,3 @@ def release() -> None:
     if hasattr(mmap, "MADV_DONTNEED"):
         for pages in list(_MAPS):
             pages.madvise(mmap.MADV_DONTNEED)
-

@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 
 from mmkt.data import decode, media
 from mmkt.data.cache import Cache
+from mmkt.data.columns import ROWS, codes, is_absent
 from mmkt.data.columns import cells as cells_of
-from mmkt.data.columns import codes, is_absent
 from mmkt.data.decode import USUAL, DecodeError, Limits
 from mmkt.data.manifest import Manifest, ManifestError, column_of
 from mmkt.data.sampling import Draw, seed_of
@@ -219,13 +219,16 @@ def labels(
     if rows is not None:
         place[np.isin(np.arange(len(place)), rows, invert=True)] = -1
     there = np.unique(place[place >= 0])  # values that count
-    tensors, wrong, reason = [label(None)], [], ""
-    for k in there:
-        try:
-            tensors.append(label(values[int(k)].as_py()))
-        except ValueError as error:
-            wrong.append(k)
-            reason = reason or str(error)
+    blocks, wrong, reason = [label(None)[None]], [], ""
+    for start in range(0, len(there), ROWS):  # tensors of one number each take a hundred times its room
+        tensors = []
+        for k in there[start : start + ROWS]:
+            try:
+                tensors.append(label(values[int(k)].as_py()))
+            except ValueError as error:
+                wrong.append(k)
+                reason = reason or str(error)
+        blocks += [torch.stack(tensors)] if tensors else []
     if wrong:
         refused = np.flatnonzero(np.isin(place, wrong))
         ids = manifest.table["id"]
@@ -234,7 +237,7 @@ def labels(
         raise ManifestError(f"column {column!r}: {'; '.join(some)}{more}: {reason}")
     which = np.zeros(len(values) + 1, dtype=np.int64)
     which[there] = np.arange(1, len(there) + 1)  # a row's tensor by its value; the last, −1, is the filler
-    return torch.stack(tensors)[torch.from_numpy(which[place])], torch.from_numpy(place >= 0)
+    return torch.cat(blocks)[torch.from_numpy(which[place])], torch.from_numpy(place >= 0)
 
 
 def _items(cell: Any, processor: Processor) -> list[Any]:
