@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -212,18 +212,23 @@ class Feed:
             start=start,
             stop=stop,
         )
-        return self._noted(iter(self._loader(self._rows(True, views), sampler, pin)))
+        return self._noted(self._loader(self._rows(True, views), sampler, pin))
 
     def evaluation(self, rows: np.ndarray, pin: bool = False) -> Iterator[Batch]:
         """This rank's share of some rows, each once over all ranks."""
         rank, world = distributed.rank(), distributed.world_size()
         batches = sampling.evaluation(rows, max(1, self.data.batch_size // world), rank, world)
-        return self._noted(iter(self._loader(self._rows(False), batches, pin)))
+        return self._noted(self._loader(self._rows(False), batches, pin))
 
-    def _noted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            self.cuts.note(batch)
-            yield batch
+    def _noted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        release()
+        gc.freeze()  # a garbage collection writes to every object: forked workers would each have a copy of all of them
+        try:
+            for batch in batches:
+                self.cuts.note(batch)
+                yield batch
+        finally:
+            gc.unfreeze()
 
     def _rows(self, train: bool, views: Sequence[str] = ()) -> Rows:
         return Rows(
@@ -239,21 +244,14 @@ class Feed:
         )
 
     def _loader(self, rows: Rows, batches: Any, pin: bool) -> DataLoader:
-        release()
         return DataLoader(
             rows,
             batch_sampler=batches,
             num_workers=self.data.workers,
             collate_fn=self.collate,
-            worker_init_fn=_alone,
             pin_memory=pin,
             generator=torch.Generator(),  # its own: a loader would draw from the global one, which dropout uses
         )
-
-
-def _alone(_: int) -> None:
-    """A forked worker's garbage collector leaves what it was given alone: to look at an object is to copy its page."""
-    gc.freeze()
 
 
 def _codes(names: pa.ChunkedArray) -> tuple[pa.Array, Tensor]:

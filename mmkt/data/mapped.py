@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any, BinaryIO
 from weakref import WeakSet
 
@@ -40,20 +41,21 @@ def spill(batches: Iterable[pa.RecordBatch]) -> list[pa.Table]:
     Raises:
         ManifestError: the temporary folder has no room.
     """
-    files: list[tuple[BinaryIO, pa.ipc.RecordBatchFileWriter]] = []
-    schema = None
-    for batch in batches:
-        if batch.schema != schema:
-            file, schema = _written(tempfile.TemporaryFile), batch.schema
-            files.append((file, pa.ipc.new_file(pa.PythonFile(file, "w"), schema)))
-        _written(files[-1][1].write_batch, batch)
-    for file, writer in files:
-        _written(writer.close)
-        _written(file.flush)
-    tables = [table_of(file) for file, _ in files]
-    for file, _ in files:
-        file.close()  # its pages stay mapped
-    return tables
+    schema, writer = None, None
+    with ExitStack() as stack:  # closes the files, whose pages stay mapped
+        files: list[BinaryIO] = []
+        for batch in batches:
+            if batch.schema != schema:
+                if writer is not None:
+                    _written(writer.close)
+                files.append(stack.enter_context(_written(tempfile.TemporaryFile)))
+                schema, writer = batch.schema, pa.ipc.new_file(pa.PythonFile(files[-1], "w"), batch.schema)
+            _written(writer.write_batch, batch)
+        if writer is not None:
+            _written(writer.close)
+        for file in files:
+            _written(file.flush)
+        return [table_of(file) for file in files]
 
 
 def _written(act: Callable, *values: Any) -> Any:
@@ -67,7 +69,8 @@ def _written(act: Callable, *values: Any) -> Any:
 
 
 def release() -> None:
-    """Give back the pages that were read; they come back from the file when they are read again."""
+    """Give back what is not needed: pages that were read, which come back from the file, and memory that Arrow has kept."""
     if hasattr(mmap, "MADV_DONTNEED"):
         for pages in list(_MAPS):
             pages.madvise(mmap.MADV_DONTNEED)
+    pa.default_memory_pool().release_unused()
