@@ -41,7 +41,8 @@ def spill(batches: Iterable[pa.RecordBatch]) -> list[pa.Table]:
     Raises:
         ManifestError: the temporary folder has no room.
     """
-    schema, writer = None, None
+    schema: pa.Schema | None = None
+    writer: Any = None
     with ExitStack() as stack:  # closes the files, whose pages stay mapped
         files: list[BinaryIO] = []
         for batch in batches:
