@@ -321,9 +321,10 @@ def check_data(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from mmkt.data import check, manifest
+    from mmkt.data.kinds import kinds
 
     table = manifest.read(options.manifest)
-    report = check.check(table, check.kinds(table), options.labels, content=not options.no_content)
+    report = check.check(table, kinds(table), options.labels, content=not options.no_content)
     if options.json:
         print(json.dumps(report.as_dict()))
     else:

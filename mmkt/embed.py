@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from accelerate import Accelerator
 
@@ -51,7 +52,7 @@ def embed(
     rows = np.arange(len(feed.manifest.table))
     if config.data.bad_rows == "drop":
         bad = feed.unreadable(rows)
-        rows = np.flatnonzero(~np.isin(feed.manifest.table["id"].to_numpy(), [cell.row for cell in bad]))
+        rows = np.flatnonzero(~np.asarray(pc.is_in(feed.manifest.table["id"], pa.array([cell.row for cell in bad], pa.string()))))
     predictions = predict(model, feed, rows, device=accelerator.device, autocast=accelerator.autocast, vectors=True)
     # a Hub id is no folder: its vectors go to the current one
     file = Path(out) if out else (Path(path) if Path(path).is_dir() else Path()) / f"embeddings-{Path(manifest).stem}.parquet"

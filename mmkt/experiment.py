@@ -46,7 +46,7 @@ class Data(Section):
     origin: str | None = None
     """The folder that ``source`` reads, as ``mmkt data prepare --from`` names it."""
     manifest: str
-    """JSONL, CSV or Parquet: id, split, domain, group, media columns, label columns."""
+    """JSONL, CSV, Parquet or Arrow: id, split, domain, group, media columns, label columns."""
     columns: dict[Name, str | list[str]] = {}
     """Modality → column, or several for a table; by default a modality's column has its name."""
     labels: dict[Name, str] = {}

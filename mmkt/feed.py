@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -23,8 +26,10 @@ from mmkt.data import media, sampling, splits
 from mmkt.data.cache import Cache
 from mmkt.data.check import Unreadable
 from mmkt.data.collate import Collate, Cuts
-from mmkt.data.decode import Limits
+from mmkt.data.columns import cells, codes
+from mmkt.data.limits import Limits
 from mmkt.data.manifest import Manifest
+from mmkt.data.mapped import release
 from mmkt.data.rows import Rows, labels
 from mmkt.experiment import Data, Experiment
 from mmkt.model import Model, learners
@@ -78,15 +83,16 @@ def learn_vocabularies(config: Experiment, manifest: Manifest, parts: Parts) -> 
     rows = splits.rows_of(manifest, config.data.train)
     found = {}
     for m, encoder in learners(config, parts).items():
-        cells = manifests.column_of(manifest, config.data.columns.get(m, m)).take(rows)
+        column = manifests.column_of(manifest, config.data.columns.get(m, m))
         try:
-            found[f"encoders.{m}"] = encoder.learn(cells, config.model.encoders[m])
+            found[f"encoders.{m}"] = encoder.learn(column.take(rows), config.model.encoders[m])
         except ValueError as error:
             raise ConfigError([(f"model.encoders.{m}", str(error))]) from error
     for task, spec in config.model.heads.items():
         column = config.data.labels.get(task, task)
-        cells = manifests.column_of(manifest, column).take(rows).to_pylist()
-        values = [v for v in cells if v is not None and v == v]
+        distinct, place = codes(manifests.column_of(manifest, column))
+        known = distinct.to_pylist()
+        values = [known[k] for k in place[rows] if k >= 0]  # an object a value, not a row
         try:
             if not values:
                 raise ValueError(f"no row of the training split has a label in the column {column!r}")
@@ -120,15 +126,17 @@ class Feed:
         self.cuts = Cuts()
         self.cache = Cache(data.cache * 1e9 / max(1, data.workers))
         table = manifest.table
-        self.domains, self.domain = _codes(table["domain"].to_pylist())
-        self.groups, self.group = _codes(table["group"].to_pylist())
+        domains, self.domain = _codes(table["domain"])
+        self.domains = domains.to_pylist()
+        _, self.group = _codes(table["group"])
         self.labels: dict[str, tuple[Tensor, Tensor]] = {}
         for task, head in model.heads.items():
             column, read = self.label_column(task), partial(head.label, vocabulary=head.vocabulary)
             if column in table.column_names:
                 self.labels[task] = labels(manifest, column, read, labelled)
             else:
-                self.labels[task] = torch.stack([read(None)] * len(table)), torch.zeros(len(table), dtype=torch.bool)
+                filler = read(None)
+                self.labels[task] = filler.expand(len(table), *filler.shape), torch.zeros(len(table), dtype=torch.bool)
         self.collate = Collate(self.modalities, self.processors, self.labels, self.domain, self.group)
         unknown = [m for m in (*data.columns, *data.dropout, *data.one_of) if m not in self.modalities]
         if unknown:
@@ -185,7 +193,8 @@ class Feed:
         if self.data.balance not in self.labels:
             raise ConfigError([("data.balance", f"there is no task {self.data.balance!r}; allowed: {', '.join(self.labels)}")])
         column = manifests.column_of(self.manifest, self.label_column(self.data.balance))
-        return sampling.balanced(column.take(rows).to_pylist())
+        distinct, place = codes(column)
+        return sampling.balanced(distinct.to_pylist(), place[rows])
 
     def _lengths(self) -> np.ndarray | None:
         m = self.data.group_by_length
@@ -195,10 +204,12 @@ class Feed:
             raise ConfigError([("data.group_by_length", f"there is no modality {m!r}; allowed: {', '.join(self.modalities)}")])
         if self.processors[m].kind == "table":
             raise ConfigError([("data.group_by_length", f"{m!r} is a table: its rows have one length; name another, or null")])
-        cells = manifests.column_of(self.manifest, self.columns[m]).to_pylist()
+        column = manifests.column_of(self.manifest, self.columns[m])
         if self.processors[m].kind == "text":
-            return np.array([len(str(cell or "")) for cell in cells])
-        return np.array([media.size(cell, self.manifest.root) for cell in cells])
+            sizes = (len(str(cell or "")) for cell in cells(column))
+        else:
+            sizes = (media.size(cell, self.manifest.root) for cell in cells(column))
+        return np.fromiter(sizes, dtype=np.int64, count=len(column))
 
     def training(
         self, start: int, stop: int, views: Sequence[str] = (), quotas: Mapping[str, int] | None = None, pin: bool = False
@@ -213,18 +224,23 @@ class Feed:
             start=start,
             stop=stop,
         )
-        return self._noted(iter(self._loader(self._rows(True, views), sampler, pin)))
+        return self._noted(self._loader(self._rows(True, views), sampler, pin))
 
     def evaluation(self, rows: np.ndarray, pin: bool = False) -> Iterator[Batch]:
         """This rank's share of some rows, each once over all ranks."""
         rank, world = distributed.rank(), distributed.world_size()
         batches = sampling.evaluation(rows, max(1, self.data.batch_size // world), rank, world)
-        return self._noted(iter(self._loader(self._rows(False), batches, pin)))
+        return self._noted(self._loader(self._rows(False), batches, pin))
 
-    def _noted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            self.cuts.note(batch)
-            yield batch
+    def _noted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        release()
+        gc.freeze()  # a garbage collection writes to every object: forked workers would each have a copy of all of them
+        try:
+            for batch in batches:
+                self.cuts.note(batch)
+                yield batch
+        finally:
+            gc.unfreeze()
 
     def _rows(self, train: bool, views: Sequence[str] = ()) -> Rows:
         return Rows(
@@ -251,8 +267,9 @@ class Feed:
         )
 
 
-def _codes(names: Sequence[str | None]) -> tuple[list[str], Tensor]:
+def _codes(names: pa.ChunkedArray) -> tuple[pa.Array, Tensor]:
     """Sorted distinct names, and each row's place among them (−1: unnamed)."""
-    known = sorted({name for name in names if name is not None})
-    place = {name: k for k, name in enumerate(known)}
-    return known, torch.tensor([place.get(name, -1) if name is not None else -1 for name in names])
+    known, place = codes(names)
+    order = pc.array_sort_indices(known)
+    rank = np.append(np.argsort(order), -1)  # the last is for −1
+    return known.take(order), torch.from_numpy(rank[place])

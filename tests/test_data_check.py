@@ -1,5 +1,7 @@
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -7,7 +9,8 @@ import soundfile
 from PIL import Image
 from rich.console import Console
 
-from mmkt.data.check import check, kinds, render
+from mmkt.data.check import EXAMPLES, check, render
+from mmkt.data.kinds import kinds
 from mmkt.data.manifest import ManifestError, from_rows
 
 RNG = np.random.default_rng(0)
@@ -151,3 +154,20 @@ def test_kinds():
     }
     assert kinds(from_rows(rows)) == expected
     assert kinds(from_rows(rows), ["remark"]) == {**expected, "remark": "text"}
+
+
+def test_a_report_names_some_and_counts_all():
+    n = EXAMPLES + 3
+    rows = [{"split": ("train", "test")[k % 2], "group": f"g{k // 2}", "text": f"t{k // 2}"} for k in range(2 * n)]
+    rows += [{"split": ("train", "test")[k % 2], "group": None, "text": "often"} for k in range(300)]
+    report = check(from_rows(rows), {"text": "text"})
+    assert (report.repeated, report.straddled) == ({"text": n + 1}, n)
+    assert len(report.duplicates["text"]) == len(report.straddling) == EXAMPLES
+    assert report.duplicates["text"][1] == ["2", "3"]
+    assert f"'text': {n + 1} contents stand in several splits, e.g. rows 0, 1" in report.problems
+    assert f"and {n - 5} more groups are in several splits" in report.problems
+
+
+def test_checking_without_content_imports_no_torch():
+    code = "import sys; from mmkt.data import check, kinds; print([m for m in ('torch', 'PIL', 'soundfile') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

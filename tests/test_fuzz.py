@@ -24,7 +24,7 @@ from mmkt.data.decode import DecodeError
 from mmkt.data.manifest import ManifestError, read
 from mmkt.data.media import MediaError
 
-EACH = 250  # of eight formats
+EACH = 250  # of nine formats
 SECONDS = 5  # a file
 GROWTH = 400_000  # kB over all files
 
@@ -72,6 +72,13 @@ def as_parquet(random: np.random.Generator) -> bytes:
     return stream.getvalue()
 
 
+def as_arrow(random: np.random.Generator) -> bytes:
+    stream = io.BytesIO()
+    with pa.ipc.new_file(stream, table(random).schema) as writer:
+        writer.write_table(table(random))
+    return stream.getvalue()
+
+
 def as_zip(random: np.random.Generator) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as pack:
@@ -87,6 +94,7 @@ MAKERS = {
     "csv": as_csv,
     "jsonl": as_jsonl,
     "parquet": as_parquet,
+    "arrow": as_arrow,
     "zip": as_zip,
 }
 

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mmkt.data import decode, media
-from mmkt.data.decode import USUAL, Limits
-from mmkt.data.manifest import RESERVED, Manifest, column_of
-from mmkt.data.rows import is_absent
+from mmkt.data import limits as texts
+from mmkt.data import media
+from mmkt.data.columns import cells, codes, is_absent
+from mmkt.data.duplicates import across, digest, whole
+from mmkt.data.limits import USUAL, DecodeError, Limits
+from mmkt.data.manifest import Manifest, column_of
 
-TEXTS = ("text", "question", "sentence", "caption")
 UNNAMED = "(none)"  # a row without split, domain or group
-_SUFFIXES = {
-    "image": {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"},
-    "audio": {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au"},
-}
-_MAGIC = {
-    "image": (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*"),
-    "audio": (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"FORM"),
-}
+UNLABELLED = "(unlabelled)"
+EXAMPLES = 1000  # contents, and groups, that a report names; it counts all
 
 
 class Unreadable(NamedTuple):
@@ -50,7 +46,9 @@ class Report(NamedTuple):
     missing: dict[str, dict[str, int]]  # by media column and split
     unreadable: list[Unreadable]
     duplicates: dict[str, list[list[str]]]  # by media column, and "whole row": ids that hold the same in several splits
-    straddling: dict[str, list[str]]  # groups that are in several splits
+    repeated: dict[str, int]  # how many contents that are, of which the first are named above, with their first rows
+    straddling: dict[str, list[str]]  # groups that are in several splits, the first of them
+    straddled: int  # how many there are
     problems: list[str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -81,51 +79,37 @@ def check(
     Raises:
         ManifestError: there is no such column.
     """
-    splits = [split or UNNAMED for split in manifest.table["split"].to_pylist()]
-    ids = manifest.table["id"].to_pylist()
-    hashes, missing, unreadable = {}, {}, []
+    table, splits = manifest.table, Splits.of(manifest)
+    digests, missing, unreadable = {}, {}, []
     for column, kind in columns.items():
-        hashes[column], missing[column], failed = _look(manifest, column, kind, splits, content, limits)
+        digests[column], absent, failed = _look(manifest, column, kind, content, limits)
+        missing[column] = splits.named(np.bincount(splits.of_row[absent], minlength=len(splits.names)))
         unreadable += failed
-    duplicates = {column: _across(zip(found, splits, ids)) for column, found in hashes.items()}
     if len(columns) > 1:
-        # a row whose cell could not be read compares with nothing; one that lacks all modalities neither
-        whole = [cells if any(cells) and None not in cells else None for cells in zip(*hashes.values())]
-        duplicates["whole row"] = _across(zip(whole, splits, ids))
+        digests["whole row"] = whole(list(digests.values()))
+    found = {column: across(digest, splits.of_row, EXAMPLES) for column, digest in digests.items()}
+    domains, by_domain = splits.crossed(table["domain"])
+    groups, by_group = splits.crossed(table["group"])
+    in_splits = by_group[:, 1:] > 0  # the first column counts rows without a group
+    shared = np.flatnonzero(in_splits.sum(0) > 1)
     report = Report(
-        rows=len(ids),
+        rows=len(table),
         content=content,
-        splits=dict(Counter(splits)),
-        domains=_crossed(manifest, "domain", splits),
-        groups={split: len(found.keys() - {UNNAMED}) for split, found in _crossed(manifest, "group", splits).items()},
+        splits=splits.named(np.bincount(splits.of_row)),
+        domains={split: _counts(domains, n, UNNAMED) for split, n in zip(splits.names, by_domain)},
+        groups=splits.named(in_splits.sum(1)),
         classes={column: _balance(column_of(manifest, column), splits) for column in labels},
         missing=missing,
         unreadable=unreadable,
-        duplicates=duplicates,
-        straddling=_straddling(manifest, splits),
+        duplicates={column: [table["id"].take(rows).to_pylist() for rows in first] for column, (_, first) in found.items()},
+        repeated={column: n for column, (n, _) in found.items()},
+        straddling={
+            groups[int(g)].as_py(): [splits.names[k] for k in np.flatnonzero(in_splits[:, g])] for g in shared[:EXAMPLES]
+        },
+        straddled=len(shared),
         problems=[],
     )
     return report._replace(problems=_problems(report, columns))
-
-
-def kinds(manifest: Manifest, texts: Iterable[str] = ()) -> dict[str, str]:
-    """Guess the media columns and their kinds, from path endings and the first bytes of what is in cells.
-
-    Text columns cannot be told from labels: only those named text, question, sentence or caption (perhaps with a
-    number) or in ``texts`` are taken.
-    """
-    found = {}
-    for name in manifest.table.column_names:
-        if name in RESERVED:
-            continue
-        if name in texts or name.rstrip("_0123456789") in TEXTS:
-            found[name] = "text"
-            continue
-        for cell in manifest.table[name].drop_null().slice(0, 20):
-            if kind := _kind(cell.as_py()):
-                found[name] = kind
-                break
-    return found
 
 
 def render(report: Report, console: Console) -> None:
@@ -145,7 +129,10 @@ def render(report: Report, console: Console) -> None:
         console.print(table)
     for column, found in report.duplicates.items():
         if found:
-            console.print(f"{column}: {len(found)} contents in several splits, e.g. rows {', '.join(found[0][:6])}", markup=False)
+            console.print(
+                f"{column}: {report.repeated[column]} contents in several splits, e.g. rows {', '.join(found[0][:6])}",
+                markup=False,
+            )
     if not report.content:
         console.print("media were not read: unreadable and duplicate files are unknown")
     for problem in report.problems:
@@ -154,92 +141,99 @@ def render(report: Report, console: Console) -> None:
         console.print("no problems found", style="green")
 
 
+class Splits(NamedTuple):
+    """The splits in the order of their first rows, and each row's place among them, (n,)."""
+
+    names: list[str]
+    of_row: np.ndarray
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Splits:
+        """Rows without a split are in one of their own."""
+        column = manifest.table["split"]
+        names, place = codes(pc.fill_null(column, UNNAMED) if column.null_count else column)
+        return cls(names.to_pylist(), place)
+
+    def named(self, values: np.ndarray) -> dict[str, Any]:
+        """A value a split."""
+        return dict(zip(self.names, values.tolist()))
+
+    def crossed(self, column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
+        """The column's G distinct values, and rows by split and value, (splits, 1 + G): null first."""
+        values, place = codes(column)
+        width = 1 + len(values)
+        counts = np.bincount(self.of_row.astype(np.int64) * width + place + 1, minlength=len(self.names) * width)
+        return values, counts.reshape(len(self.names), width)
+
+
 def _look(
-    manifest: Manifest, column: str, kind: str, splits: list[str], content: bool, limits: Limits
-) -> tuple[list[str | None], dict[str, int], list[Unreadable]]:
-    """Of one column: each row's content hash ("" where absent, None where unknown), missing by split, unreadable cells."""
-    cells = column_of(manifest, column)
-    ids = manifest.table["id"]
-    hashes: list[str | None] = []
-    missing = dict.fromkeys(splits, 0)
-    unreadable = []
+    manifest: Manifest, column: str, kind: str, content: bool, limits: Limits
+) -> tuple[np.ndarray, np.ndarray, list[Unreadable]]:
+    """Of one column: each row's digest, (n, 2), which rows lack it, (n,) bool, unreadable cells."""
+    found, ids = column_of(manifest, column), manifest.table["id"]
+    digests, absent, unreadable = bytearray(16 * len(found)), np.zeros(len(found), dtype=bool), []
     stderr = Console(stderr=True)
-    for row, cell in enumerate(
-        track(cells, f"reading {column}", len(cells), console=stderr, disable=not content, transient=True)
-    ):
-        value = cell.as_py()
-        missing[splits[row]] += is_absent(value)
+    looking = track(cells(found), f"reading {column}", len(found), console=stderr, disable=not content, transient=True)
+    for row, value in enumerate(looking):
+        if is_absent(value):
+            absent[row] = True
+            continue
         items = value if isinstance(value, list) else [value]
         try:
             parts = [_content(item, kind, manifest.root, content, limits) for item in items if not is_absent(item)]
-        except (decode.DecodeError, media.MediaError) as error:
+        except (DecodeError, media.MediaError) as error:
             unreadable.append(Unreadable(ids[row].as_py(), column, str(error)))
             parts = [None]
-        hashes.append(None if None in parts else "+".join(filter(None, parts)))
-    return hashes, missing, unreadable
+        digests[16 * row : 16 * row + 16] = digest(*parts)
+    return np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2), absent, unreadable
 
 
-_DECODERS: dict[str, Callable[[bytes, Limits], Any]] = {
-    "image": decode.image,
-    "audio": lambda data, limits: decode.audio(data, None, limits),
-}
-
-
-def _content(item: Any, kind: str, root: Path, content: bool, limits: Limits) -> str | None:
-    """The hash of an item that decodes; None where its file is not to be read."""
+def _content(item: Any, kind: str, root: Path, content: bool, limits: Limits) -> bytes | None:
+    """What is compared of an item that decodes, None where its file is not to be read."""
     if kind == "text":
-        return hashlib.sha256(" ".join(decode.text(item, limits).split()).encode()).hexdigest()
+        return " ".join(texts.text(item, limits).split()).encode()
     if not content:
         data = item.get("bytes") if isinstance(item, dict) else item
-        return hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
+        return data if isinstance(data, bytes) else None
+    from mmkt.data import decode  # heavy, and without content not needed
+
     data = media.fetch(item, root)
-    _DECODERS[kind](data, limits)
-    return hashlib.sha256(data).hexdigest()
+    if kind == "image":
+        decode.image(data, limits)
+    else:
+        decode.audio(data, None, limits)
+    return data
 
 
-def _across(found: Iterable[tuple[Any, str, str]]) -> list[list[str]]:
-    """Ids of rows that hold the same, where they are in more than one split."""
-    by_hash: dict[Any, list[tuple[str, str]]] = defaultdict(list)
-    for digest, split, row in found:
-        if digest:
-            by_hash[digest].append((split, row))
-    return [[row for _, row in rows] for rows in by_hash.values() if len({split for split, _ in rows}) > 1]
-
-
-def _crossed(manifest: Manifest, column: str, splits: list[str]) -> dict[str, dict[str, int]]:
-    counts: dict[str, Counter[str]] = {split: Counter() for split in splits}
-    for split, value in zip(splits, manifest.table[column].to_pylist()):
-        counts[split][value or UNNAMED] += 1
-    return {split: dict(counter) for split, counter in counts.items()}
-
-
-def _straddling(manifest: Manifest, splits: list[str]) -> dict[str, list[str]]:
-    found: dict[str, dict[str, None]] = defaultdict(dict)
-    for group, split in zip(manifest.table["group"].to_pylist(), splits):
-        if group is not None:
-            found[group][split] = None
-    return {group: list(names) for group, names in found.items() if len(names) > 1}
-
-
-def _balance(column: pa.ChunkedArray, splits: list[str]) -> dict[str, dict[str, float]]:
+def _balance(column: pa.ChunkedArray, splits: Splits) -> dict[str, dict[str, float]]:
     """Rows by class (a list counts for each of its classes), or for floating-point labels a few figures."""
-    values: dict[str, list[Any]] = {split: [] for split in splits}
-    for split, value in zip(splits, column.to_pylist()):
-        values[split].append(None if isinstance(value, float) and value != value else value)
     if pa.types.is_floating(column.type):
-        return {split: _figures([v for v in found if v is not None], len(found)) for split, found in values.items()}
-    counts = {split: Counter(str(v) for value in found for v in _classes(value)) for split, found in values.items()}
-    return {split: dict(sorted(counter.items())) for split, counter in counts.items()}
+        values = column.fill_null(float("nan")).to_numpy()
+        return {split: _figures(values[splits.of_row == k]) for k, split in enumerate(splits.names)}
+    if pa.types.is_nested(column.type):
+        counts: dict[str, Counter[str]] = {split: Counter() for split in splits.names}
+        for k, value in zip(splits.of_row, cells(column)):
+            counts[splits.names[k]].update(map(str, _classes(value)))
+        return {split: dict(sorted(counter.items())) for split, counter in counts.items()}
+    classes, by_class = splits.crossed(column)
+    return {split: dict(sorted(_counts(classes, n, UNLABELLED).items())) for split, n in zip(splits.names, by_class)}
+
+
+def _counts(values: pa.Array, counts: np.ndarray, null: str) -> dict[str, int]:
+    """Counts by value, of those that are not 0; the first is that of null."""
+    there = np.flatnonzero(counts)
+    return {str(values[k - 1].as_py()) if k else null: n for k, n in zip(there.tolist(), counts[there].tolist())}
 
 
 def _classes(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else ["(unlabelled)" if value is None else value]
+    return value if isinstance(value, list) else [UNLABELLED if value is None else value]
 
 
-def _figures(values: list[float], rows: int) -> dict[str, float]:
-    figures: dict[str, float] = {"labelled": len(values), "(unlabelled)": rows - len(values)}
-    if values:
-        figures |= {"mean": sum(values) / len(values), "least": min(values), "most": max(values)}
+def _figures(values: np.ndarray) -> dict[str, float]:
+    known = values[~np.isnan(values)].astype(np.float64)
+    figures: dict[str, float] = {"labelled": len(known), UNLABELLED: len(values) - len(known)}
+    if len(known):
+        figures |= {"mean": float(known.mean()), "least": float(known.min()), "most": float(known.max())}
     return figures
 
 
@@ -251,28 +245,16 @@ def _problems(report: Report, columns: Mapping[str, str]) -> list[str]:
         problems += [f"{column!r} is missing in every row of {s!r}" for s, n in by_split.items() if n == report.splits[s]]
     for column, found in report.duplicates.items():
         if found and (len(columns) == 1 or columns.get(column) != "text"):  # one text column is the whole row
-            problems.append(f"{column!r}: {len(found)} contents stand in several splits, e.g. rows {', '.join(found[0][:6])}")
+            problems.append(
+                f"{column!r}: {report.repeated[column]} contents stand in several splits, e.g. rows {', '.join(found[0][:6])}"
+            )
     for group, names in list(report.straddling.items())[:5]:
         problems.append(f"the group {group!r} is in several splits: {', '.join(names)}")
-    if len(report.straddling) > 5:
-        problems.append(f"and {len(report.straddling) - 5} more groups are in several splits")
+    if report.straddled > 5:
+        problems.append(f"and {report.straddled - 5} more groups are in several splits")
     for column, classes in report.classes.items():
         for split, counts in classes.items():
-            unseen = sorted(counts.keys() - classes.get("train", counts).keys() - {"(unlabelled)", "mean", "least", "most"})
+            unseen = sorted(counts.keys() - classes.get("train", counts).keys() - {UNLABELLED, "mean", "least", "most"})
             if unseen:
                 problems.append(f"label {column!r}: {split!r} has classes that 'train' lacks: {', '.join(unseen[:5])}")
     return problems
-
-
-def _kind(cell: Any) -> str | None:
-    if isinstance(cell, list):
-        return _kind(cell[0]) if cell else None
-    if isinstance(cell, dict):
-        return _kind(cell.get("bytes") or cell.get("path"))
-    if isinstance(cell, str):
-        return next((kind for kind, suffixes in _SUFFIXES.items() if Path(cell).suffix.lower() in suffixes), None)
-    if isinstance(cell, bytes):
-        if cell[:4] == b"RIFF":
-            return {b"WAVE": "audio", b"WEBP": "image"}.get(cell[8:12])
-        return next((kind for kind, starts in _MAGIC.items() if cell.startswith(starts)), None)
-    return None

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -16,40 +16,13 @@ import torchaudio.functional
 from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
+from mmkt.data.limits import USUAL, DecodeError, Limits, text
 from mmkt.parts import nearest
+
+__all__ = ["USUAL", "DecodeError", "Limits", "audio", "image", "picture", "record", "text", "waveform"]
 
 LARGEST = torch.finfo(torch.float32).max
 LOUDEST = 4.0  # lossy decoders overshoot 1 a little; far above it, a float file was not scaled to [−1, 1]
-
-
-class DecodeError(ValueError):
-    """An item cannot be decoded; the message says why, the caller adds which row."""
-
-
-class Limits(NamedTuple):
-    """What one item may hold at the most."""
-
-    pixels: int = 64_000_000
-    seconds: float = 60.0
-    characters: int = 100_000
-
-
-USUAL = Limits()
-
-
-def text(cell: Any, limits: Limits = USUAL) -> str:
-    """A text cell, unchanged; an integer as its digits.
-
-    Raises:
-        DecodeError: another type, or longer than ``limits.characters``.
-    """
-    if isinstance(cell, int) and not isinstance(cell, bool):
-        cell = str(cell)  # CSV: a column whose texts are all digits
-    if not isinstance(cell, str):
-        raise DecodeError(f"a text cell holds a string, not {type(cell).__name__} {str(cell)[:40]!r}")
-    if len(cell) > limits.characters:
-        raise DecodeError(f"the text has {len(cell):,} characters, the limit is {limits.characters:,}: raise data.max_characters")
-    return cell
 
 
 def record(cell: Any, columns: Mapping[str, str]) -> dict[str, float | str | bool | Decimal | None]:

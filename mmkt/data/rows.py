@@ -18,6 +18,8 @@ from torch.utils.data import Dataset
 
 from mmkt.data import decode, media
 from mmkt.data.cache import Cache
+from mmkt.data.columns import ROWS, codes, is_absent
+from mmkt.data.columns import cells as cells_of
 from mmkt.data.decode import USUAL, DecodeError, Limits
 from mmkt.data.manifest import Manifest, ManifestError, column_of
 from mmkt.data.sampling import Draw, seed_of
@@ -90,7 +92,7 @@ class Rows(Dataset[Item]):
         self.ids = manifest.table["id"] if manifest else None
         self.cells = {m: column_of(manifest, c) for m, c in columns.items()} if manifest else {}
         for modality, cells in self.cells.items():
-            if all(is_absent(cell.as_py()) for cell in cells.drop_null()):
+            if all(map(is_absent, cells_of(cells))):
                 raise ManifestError(
                     f"modality {modality!r} (column {columns[modality]!r}) is absent from every row of the manifest: "
                     f"name another column in data.columns, or leave the modality out"
@@ -230,21 +232,29 @@ def labels(
     Raises:
         ManifestError: there is no such column, or ``label`` refuses cells: the message has up to five of them.
     """
-    tensors, labelled, refused, reason = [], [], [], ""
-    counts = np.ones(len(manifest.table), dtype=bool) if rows is None else np.isin(np.arange(len(manifest.table)), rows)
-    for row, value in enumerate(column_of(manifest, column).to_pylist()):
-        if not counts[row] or (isinstance(value, float) and value != value):
-            value = None
-        try:
-            tensors.append(label(value))
-            labelled.append(value is not None)
-        except ValueError as error:
-            refused.append(f"row {manifest.table['id'][row].as_py()!r} has {value!r}")
-            reason = reason or str(error)
-    if refused:
+    values, place = codes(column_of(manifest, column))
+    if rows is not None:
+        place[np.isin(np.arange(len(place)), rows, invert=True)] = -1
+    there = np.unique(place[place >= 0])  # values that count
+    blocks, wrong, reason = [label(None)[None]], [], ""
+    for start in range(0, len(there), ROWS):  # tensors of one number each take a hundred times its room
+        tensors = []
+        for k in there[start : start + ROWS]:
+            try:
+                tensors.append(label(values[int(k)].as_py()))
+            except ValueError as error:
+                wrong.append(k)
+                reason = reason or str(error)
+        blocks += [torch.stack(tensors)] if tensors else []
+    if wrong:
+        refused = np.flatnonzero(np.isin(place, wrong))
+        ids = manifest.table["id"]
+        some = [f"row {ids[int(row)].as_py()!r} has {values[int(place[row])].as_py()!r}" for row in refused[:5]]
         more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
-        raise ManifestError(f"column {column!r}: {'; '.join(refused[:5])}{more}: {reason}")
-    return torch.stack(tensors), torch.tensor(labelled)
+        raise ManifestError(f"column {column!r}: {'; '.join(some)}{more}: {reason}")
+    which = np.zeros(len(values) + 1, dtype=np.int64)
+    which[there] = np.arange(1, len(there) + 1)  # a row's tensor by its value; the last, −1, is the filler
+    return torch.cat(blocks)[torch.from_numpy(which[place])], torch.from_numpy(place >= 0)
 
 
 def _items(cell: Any, processor: Processor) -> list[Any]:
@@ -252,13 +262,6 @@ def _items(cell: Any, processor: Processor) -> list[Any]:
     if isinstance(cell, list) and (any(isinstance(item, list) for item in cell) or not processor.whole(cell)):
         return [item for item in cell if not is_absent(item)]
     return [cell]
-
-
-def is_absent(cell: Any) -> bool:
-    """Null, an empty string or list, NaN, and lists and dicts of nothing else."""
-    if isinstance(cell, list | dict):
-        return all(map(is_absent, cell.values() if isinstance(cell, dict) else cell))
-    return cell is None or (isinstance(cell, str) and not cell) or (isinstance(cell, float) and cell != cell)
 
 
 @contextmanager

@@ -143,7 +143,7 @@ class TrainSampler:
         return self._windows[index][1]
 
 
-def evaluation(rows: Sequence[int] | np.ndarray, batch_size: int, rank: int = 0, world: int = 1) -> list[list[Draw]]:
+def evaluation(rows: Sequence[int] | np.ndarray, batch_size: int, rank: int = 0, world: int = 1) -> Sequence[list[Draw]]:
     """This rank's batches of at most ``batch_size``: over all ranks every row comes once, none twice.
 
     All ranks get equally many batches (a sharded model hangs otherwise) wherever that can be without repeating a row:
@@ -151,20 +151,42 @@ def evaluation(rows: Sequence[int] | np.ndarray, batch_size: int, rank: int = 0,
     """
     mine = np.asarray(rows, dtype=np.int64)[rank::world]
     batches = ceil(ceil(len(rows) / world) / batch_size)  # what rank 0, which has the most rows, needs
-    return [[Draw(row, 0, 0) for row in part.tolist()] for part in np.array_split(mine, max(1, batches)) if len(part)]
+    return _Batches([part for part in np.array_split(mine, max(1, batches)) if len(part)])
 
 
-def balanced(labels_of_rows: Sequence[Any]) -> np.ndarray:
+class _Batches(Sequence[list[Draw]]):
+    """Draws made when they are asked for."""
+
+    def __init__(self, parts: list[np.ndarray]):
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, number: Any) -> Any:
+        return [Draw(row, 0, 0) for row in self.parts[number].tolist()]
+
+
+def balanced(labels_of_rows: Sequence[Any], which: np.ndarray | None = None) -> np.ndarray:
     """Weights (n,) that draw every class equally often: 1 / count of the row's class.
 
     A list-valued label takes the mean over its classes; rows without a label (None, NaN, empty list) take the mean
     weight of those that have one.
+
+    Args:
+        labels_of_rows: a label a row; with ``which``, the different labels.
+        which: (n,) each row's place among them, −1 for none.
     """
     classes = [
         label if isinstance(label, list) else [] if label is None or label != label else [label] for label in labels_of_rows
     ]
-    counts = Counter(c for row in classes for c in row)
-    weights = np.array([np.mean([1 / counts[c] for c in row]) if row else np.nan for row in classes], dtype=np.float64)
+    which = np.arange(len(classes)) if which is None else which
+    counts: Counter[Any] = Counter()
+    for row, n in zip(classes, np.bincount(which[which >= 0], minlength=len(classes)).tolist()):
+        for c in row:
+            counts[c] += n
+    used = [[counts[c] for c in row if counts[c]] for row in classes]
+    weights = np.array([*(np.mean([1 / n for n in row]) if row else np.nan for row in used), np.nan])[which]
     labelled = ~np.isnan(weights)
     return np.where(labelled, weights, weights[labelled].mean() if labelled.any() else 1.0)
 

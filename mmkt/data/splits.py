@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain, pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmkt.data.manifest import Manifest, ManifestError, column_of, some, strings
+from mmkt.data.columns import codes, some, strings
+from mmkt.data.manifest import Manifest, ManifestError, column_of
 from mmkt.data.sampling import seed_of
 
 
@@ -21,9 +23,10 @@ def rows_of(manifest: Manifest, split: str) -> np.ndarray:
     """
     rows = np.flatnonzero(np.array(pc.fill_null(pc.equal(manifest.table["split"], split), False)))
     if not len(rows):
-        counts = Counter(manifest.table["split"].to_pylist())
-        unnamed = counts.pop(None, 0)
-        found = [f"{name} ({n} rows)" for name, n in counts.items()] + [f"{unnamed} rows without a split"] * bool(unnamed)
+        names, place = codes(manifest.table["split"])
+        unnamed, *counts = np.bincount(place + 1, minlength=len(names) + 1).tolist()
+        found = [f"{name} ({n} rows)" for name, n in zip(names.to_pylist(), counts)]
+        found += [f"{unnamed} rows without a split"] * bool(unnamed)
         raise ManifestError(f"the split {split!r} is empty: the manifest has {', '.join(found)}")
     return rows.astype(np.int64)
 
@@ -49,7 +52,7 @@ def assign_splits(manifest: Manifest, fractions: Mapping[str, float], seed: int)
         )
     if not fractions or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
         raise ManifestError(f"the fractions of the splits must be positive and sum to 1, not {dict(fractions)}")
-    return _with_splits(manifest, _shared_out(_units(table, "group"), fractions, seed, "split"))
+    return _with_splits(manifest, list(fractions), _shared_out(_Units.of(table, "group"), fractions, seed, "split"))
 
 
 def folds_of(manifest: Manifest, by: str, k: int | None, seed: int) -> list[str]:
@@ -58,13 +61,16 @@ def folds_of(manifest: Manifest, by: str, k: int | None, seed: int) -> list[str]
     Raises:
         ManifestError: there is no such column, rows have no value in it, or there are fewer values than folds.
     """
-    values = strings(column_of(manifest, by).to_pylist(), by, str(manifest.path or "these rows"))
+    values = strings(column_of(manifest, by), by, str(manifest.path or "these rows"))
     if k is not None:
         table = manifest.table.select(["id"]).append_column(by, values) if by != "id" else manifest.table
-        return _shared_out(_units(table, by), {str(i + 1): 1 / k for i in range(k)}, seed, "fold")
+        names = [str(i + 1) for i in range(k)]
+        return [names[i] for i in _shared_out(_Units.of(table, by), dict.fromkeys(names, 1 / k), seed, "fold")]
     if values.null_count:
         raise ManifestError(f"the column {by!r} is empty in {values.null_count} of {len(values)} rows: folds need it in all")
-    return values.to_pylist()
+    distinct, place = codes(values)
+    names = distinct.to_pylist()
+    return [names[i] for i in place]  # a string a fold, not a row
 
 
 def assign_fold(
@@ -90,13 +96,12 @@ def assign_fold(
     """
     if test not in folds:
         raise ManifestError(f"there is no fold {test!r}; there are {some(sorted(set(folds)))}")
-    rest = [i for i, fold in enumerate(folds) if fold != test]
+    rest = np.flatnonzero([fold != test for fold in folds])
     train, validation, held = names
     fractions = {train: 1 - share, validation: share} if validation and share else {train: 1.0}
-    units, split = _units(manifest.table, "group"), [held] * len(folds)
-    for i, name in zip(rest, _shared_out([units[i] for i in rest], fractions, seed, "split")):
-        split[i] = name
-    return _with_splits(manifest, split)
+    split = np.full(len(folds), len(fractions))
+    split[rest] = _shared_out(_Units.of(manifest.table, "group", rest), fractions, seed, "split")
+    return _with_splits(manifest, [*fractions, held], split)
 
 
 def without(manifest: Manifest, ids: Collection[str]) -> Manifest:
@@ -105,35 +110,60 @@ def without(manifest: Manifest, ids: Collection[str]) -> Manifest:
     Raises:
         ManifestError: none would be left.
     """
-    kept = pc.invert(pc.is_in(manifest.table["id"], pa.array(list(ids), pa.string())))
-    table = manifest.table.filter(kept)
+    bad = np.flatnonzero(pc.is_in(manifest.table["id"], pa.array(list(ids), pa.string())))
+    edges = [-1, *bad.tolist(), len(manifest.table)]
+    # the stretches between them as they lie: a filter would copy every row
+    table = pa.concat_tables(manifest.table.slice(a + 1, b - a - 1) for a, b in pairwise(edges))
     if not len(table):
         raise ManifestError(f"{manifest.path or 'these rows'}: none of the {len(manifest.table)} rows can be used")
     return manifest._replace(table=table)
 
 
-def _with_splits(manifest: Manifest, splits: Sequence[str | None]) -> Manifest:
+def _with_splits(manifest: Manifest, names: Sequence[str], split: np.ndarray) -> Manifest:
     table = manifest.table
-    return manifest._replace(table=table.set_column(table.column_names.index("split"), "split", pa.array(splits, pa.string())))
+    column = pa.DictionaryArray.from_arrays(split.astype(np.int32), names).cast(pa.string())
+    return manifest._replace(table=table.set_column(table.column_names.index("split"), "split", column))
 
 
-def _units(table: pa.Table, column: str) -> list[tuple[str, str]]:
+class _Units(NamedTuple):
     """What each row has to stay together with: those of its group, or nothing but itself."""
-    return [(column, g) if g is not None else ("id", i) for g, i in zip(table[column].to_pylist(), table["id"].to_pylist())]
+
+    column: str
+    names: pa.Array  # of the groups
+    ids: pa.ChunkedArray  # of the rows
+    unit: np.ndarray  # (n,) a row's group, or past them all, a number of its own
+    alone: np.ndarray  # rows without a group, in the order of their numbers
+
+    @classmethod
+    def of(cls, table: pa.Table, column: str, rows: np.ndarray | None = None) -> _Units:
+        """The units of a table, or of some of its rows."""
+        if rows is not None:
+            table = table.select(["id", column]).take(rows)
+        names, place = codes(table[column])
+        alone = np.flatnonzero(place < 0)
+        unit = place.astype(np.int64)
+        unit[alone] = len(names) + np.arange(len(alone))
+        return cls(column, names, table["id"], unit, alone)
+
+    def seeds(self, *parts: int | str) -> np.ndarray:
+        """A number to order each unit by that depends on the parts and its name alone."""
+        groups = (seed_of(*parts, self.column, name.as_py()) for name in self.names)
+        rows = (seed_of(*parts, "id", self.ids[row].as_py()) for row in self.alone)
+        return np.fromiter(chain(groups, rows), dtype=np.int64, count=len(self.names) + len(self.alone))
 
 
-def _shared_out(keys: Sequence[tuple[str, str]], fractions: Mapping[str, float], seed: int, what: str) -> list[str]:
-    """A name of ``fractions`` for each row; rows of one key get one name."""
-    deficit = {name: fraction * len(keys) for name, fraction in fractions.items()}
-    found: dict[tuple[str, str], str] = {}
-    sizes = Counter(keys)
-    for key in sorted(sizes, key=lambda k: seed_of(seed, what, *k)):
-        found[key] = max(deficit, key=deficit.__getitem__)
-        deficit[found[key]] -= sizes[key]
-    if starved := sorted(set(fractions) - set(found.values())):
+def _shared_out(units: _Units, fractions: Mapping[str, float], seed: int, what: str) -> np.ndarray:
+    """Which of ``fractions`` each row gets; rows of one unit get the same."""
+    sizes = np.bincount(units.unit)
+    deficit = [fraction * len(units.unit) for fraction in fractions.values()]
+    found = np.empty(len(sizes), dtype=np.int64)
+    for unit in np.argsort(units.seeds(seed, what), kind="stable"):
+        found[unit] = deficit.index(max(deficit))
+        deficit[found[unit]] -= sizes[unit]
+    if starved := sorted(name for k, name in enumerate(fractions) if k not in found):
         raise ManifestError(
             f"the {what} {starved[0]!r} would get no row: there are {len(sizes)} groups (rows without a group are one each) "
             f"for {dict(fractions)}; "
             + ("raise its share (data.fractions, data.fold.validation)" if what == "split" else "make fewer folds")
         )
-    return [found[key] for key in keys]
+    return found[units.unit]
