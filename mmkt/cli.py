@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmkt import __version__
+from mmkt.arguments import parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,13 +19,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.path.append(str(Path.cwd()))  # where plugins may lie
     options, rest = parser().parse_known_args(arguments)
     settings = [word for word in rest if not word.startswith("-") and "=" in word]
-    if options.command.__name__ != "predict" and len(settings) < len(rest):
+    if options.command != "predict" and len(settings) < len(rest):
         strange = next(word for word in rest if word not in settings)
         parser().error(f"unrecognised {strange!r}; settings look like train.lr=3e-4")
     options.rest = rest
     options.overrides = getattr(options, "overrides", []) + settings
     try:
-        options.command(options)
+        globals()[options.command](options)  # a command's function is one of this module
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError) as error:  # ValueError is for people, by the rule of the house; OSError is the machine's
@@ -36,84 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             words = words.strip().splitlines()[-1].partition(": ")[2]
         print("error: " + words.replace("\n", "\n       "), file=sys.stderr)
         sys.exit(2)
-
-
-def parser() -> argparse.ArgumentParser:
-    """All commands."""
-    top = argparse.ArgumentParser("mmkt", description="Multimodal knowledge transfer.")
-    top.add_argument("--version", action="version", version=__version__)
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, run: Any, about: str, under: Any = commands, json_too: bool = True) -> argparse.ArgumentParser:
-        made = under.add_parser(name, help=about, description=about)
-        made.set_defaults(command=run)
-        if json_too:
-            made.add_argument(
-                "--json", action="store_true", help="one JSON object on standard output, all else on standard error"
-            )
-        return made
-
-    one = command("train", train, "train an experiment, evaluate its best checkpoint")
-    one.add_argument("config", help="an experiment file (YAML)")
-    one.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as model.fusion=gated train.lr=3e-4")
-    one.add_argument("--resume", action="store_true", help="continue the run in its folder")
-    one.add_argument("--max-time", metavar="3h30m", help="stop in good order after this time, with exit status 75")
-    one.add_argument("--dry-run", action="store_true", help="say what would happen: shapes, parameters, memory, time")
-    one = command("evaluate", evaluate, "evaluate a checkpoint")
-    one.add_argument("checkpoint", help="its folder, or a Hub id")
-    one.add_argument("overrides", nargs="*", metavar="key=value", help="of data.… and evaluate.…, such as data.batch_size=1")
-    one.add_argument("--out", help="where to write; by default evaluation-SPLIT in the checkpoint's folder")
-    one.add_argument("--plugins", nargs="+", default=[], help="folders or packages that its parts may come from")
-    one = command("embed", embed, "a manifest's rows as vectors: each modality in the shared space, and fused")
-    one.add_argument("checkpoint", help="its folder, or a Hub id")
-    one.add_argument("manifest", help="the rows; labels are not needed")
-    one.add_argument("overrides", nargs="*", metavar="key=value", help="of data.…, such as data.columns.image=photo")
-    one.add_argument("--out", help="a Parquet file; by default embeddings-MANIFEST.parquet in the checkpoint's folder")
-    one.add_argument("--normalize", action="store_true", help="scale every vector to length 1")
-    one.add_argument("--plugins", nargs="+", default=[], help="folders or packages that its parts may come from")
-    one = command("folds", folds, "cross-validate: train an experiment once a fold, each in RUN/fold-NAME")
-    one.add_argument("config", help="an experiment file (YAML)")
-    one.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as data.fold.validation=0.2")
-    one.add_argument("--by", default="group", help="the column whose values are the folds; with --k, what stays together")
-    one.add_argument("--k", type=int, help="make this many folds")
-    one = command("tokenizer", tokenizer, "learn a tokenizer from a manifest's texts, for a small text body in any language")
-    one.add_argument("manifest")
-    one.add_argument("--out", required=True, help="the folder it writes: model.encoders.text.model=FOLDER, weights: random")
-    one.add_argument("--column", default="text", help="of the texts")
-    one.add_argument("--splits", nargs="+", default=["train"], help="that are read")
-    for name, value, words in (
-        ("vocabulary", 8000, "tokens at the most"),
-        ("layers", 2, "of the body"),
-        ("width", 256, "of the body"),
-        ("heads", 4, "attention heads a layer"),
-        ("max-tokens", 128, "of a text"),
-    ):
-        one.add_argument(f"--{name}", type=int, default=value, help=f"{words} ({value})")
-    one = command("predict", predict, "answer for one row: mmkt predict CHECKPOINT --text … --image … --audio …")
-    one.add_argument("checkpoint", help="its folder, or a Hub id")
-    one.add_argument("--plugins", nargs="+", default=[], help="folders or packages that its parts may come from")
-    one = command("list", list_parts, "the parts of a room, or all rooms")
-    one.add_argument("room", nargs="?", help="encoders, fusion, heads, objectives, transfer, metrics, data/sources")
-    command("schema", schema, "JSON schema of experiment files, for editors", json_too=False)
-    one = command("push", push, "upload a checkpoint with its card to the Hugging Face Hub")
-    one.add_argument("checkpoint", help="its folder, such as RUN/best")
-    one.add_argument("name", help="of the repository: owner/name")
-    one.add_argument("--private", action="store_true", help="make the repository private")
-    one = command("runs", runs, "an index of runs: state, figures, the settings in which they differ")
-    one.add_argument("folder", nargs="?", default="checkpoints")
-    one = command("doctor", doctor, "whether this machine can run mmkt; exit 1 where something keeps it from working")
-    one.add_argument("folder", nargs="?", default="checkpoints", help="where runs are written")
-    data = commands.add_parser("data", help="prepare and check data").add_subparsers(required=True, metavar="COMMAND")
-    one = command("prepare", prepare, "make a source's manifest", data)
-    one.add_argument("source", help="see mmkt list data/sources")
-    one.add_argument("overrides", nargs="*", metavar="key=value", help="the source's settings")
-    one.add_argument("--from", dest="origin", help="the folder it reads")
-    one.add_argument("--out", help="the folder it writes; by default data/SOURCE")
-    one = command("check", check_data, "counts, balance, missing modalities, unreadable files, duplicates across splits", data)
-    one.add_argument("manifest")
-    one.add_argument("--labels", nargs="*", default=[], help="label columns")
-    one.add_argument("--no-content", action="store_true", help="open no media")
-    return top
 
 
 def train(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 HOME = Path(__file__).parent.parent / "mmkt"
 FLOORS = [
-    ["types", "parts", "distributed", "doctor"],
+    ["types", "parts", "distributed", "doctor", "arguments"],
     ["config", "catalogue", "launcher"],
     ["experiment", "schema", "pretrained", "checkpoint"],
     ["layers", "push"],
