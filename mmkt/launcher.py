@@ -37,13 +37,15 @@ def refuse_sharding() -> None:
     """
     for name in ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
         if _asked(name):
-            words = f"the launcher's config asks for {name}, which mmkt train does not support"
-            raise ConfigError(f"{words}: to split the model over processes, give {FSDP2}; to keep it whole, ddp.yaml beside it")
+            words = f"the launcher's config asks for {name}, which mmkt train does not support: to split the model over processes"
+            zero = "(as ZeRO-3; as ZeRO-2 with fsdp_reshard_after_forward: false)"
+            raise ConfigError(f"{words}, give {FSDP2} {zero}; to keep it whole, ddp.yaml beside it")
     if _asked("FSDP"):
-        found = {name: os.environ.get(name, "1" if name == "FSDP_VERSION" else only).lower() for name, (only, _) in ONLY.items()}
-        problems = [
-            (f"fsdp_config.{n.lower()}", f"is {found[n]}: set {o} ({why})") for n, (o, why) in ONLY.items() if found[n] != o
-        ]
+        problems = []
+        for name, (only, why) in ONLY.items():
+            found = os.environ.get(name, "1" if name == "FSDP_VERSION" else only).lower()
+            if found != only:
+                problems.append((f"fsdp_config.{name.lower()}", f"is {found}: set {only} ({why})"))
         if problems:
             raise ConfigError([*problems, ("", f"{FSDP2} has it so")])
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmkt import checkpoint, distributed
+from mmkt.distributed import placed_like
 from mmkt.learner import Learner
 
 
@@ -76,11 +77,9 @@ def load_optimizer(folder: Path, optimizer: Any, scaler: Any) -> None:
     tensors = checkpoint.read_tensors(folder / "optimizer.safetensors")
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"]):
-            moments = {key.rpartition("/")[2]: x for key, x in tensors.items() if key.rpartition("/")[0] == name}
+            own = {key.rpartition("/")[2]: x for key, x in tensors.items() if key.rpartition("/")[0] == name}
             # AdamW keeps its step counter on the CPU
-            optimizer.state[parameter] = {
-                k: x if k == "step" else distributed.placed_like(x, parameter) for k, x in moments.items()
-            }
+            optimizer.state[parameter] = {k: x if k == "step" else placed_like(x, parameter) for k, x in own.items()}
     state = checkpoint.read_json(folder / "state.json")
     if scaler and state["scaler"]:
         scaler.load_state_dict(state["scaler"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import warnings
+from itertools import takewhile
 
 from accelerate import Accelerator
 from torch import nn
@@ -49,12 +49,15 @@ def shard(learner: Learner, accelerator: Accelerator) -> None:
 
 
 def layers(encoder: Encoder) -> list[nn.Module]:
-    """An encoder's layers: the stages that are one module of a numbered list (what comes before and after them is left out)."""
-    found = []
+    """An encoder's layers, the innermost first: all items of each numbered list of which one item is a stage.
+
+    (timm counts the last norm to the last block's stage, so that stages alone would miss that block.)
+    """
+    lists = set()
     for names in encoder.stages():
-        path = ".".join(os.path.commonprefix([name.split(".")[:-1] for name in names]))
-        if path.rpartition(".")[2].isdigit():
-            layer = encoder.get_submodule(path)
-            if {f"{path}.{name}" for name, _ in layer.named_parameters()} == set(names):
-                found.append(layer)
-    return found
+        places = zip(*(name.split(".")[:-1] for name in names))
+        shared = [place[0] for place in takewhile(lambda place: len(set(place)) == 1, places)]
+        if shared and shared[-1].isdigit():
+            lists.add(tuple(shared[:-1]))
+    items = [item for path in sorted(lists, key=len, reverse=True) for item in encoder.get_submodule(".".join(path)).children()]
+    return [item for item in items if any(True for _ in item.parameters())]

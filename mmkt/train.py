@@ -51,9 +51,12 @@ def fit(
 
     Raises:
         TrainingError: the loss is not finite, or what trains is reached by no objective.
+        ConfigError: settings that don't go together.
         Stopped: the accelerator's trigger was set; the state is saved.
     """
     if accelerator.is_fsdp2:
+        if train.compile:  # tried on two processes: the first step never ends
+            raise ConfigError([("train.compile", "does not go with FSDP2: leave it out, or launch with ddp.yaml")])
         shard(learner, accelerator)
     else:
         learner.to(accelerator.device)

@@ -53,7 +53,7 @@ def sharded(folder: Path, world: int) -> None:
     if world > 1:  # as where there are GPUs; on CPUs Accelerate makes DDP of it
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-        assert AcceleratorState().is_fsdp2 and accelerator.is_fsdp2
+        assert AcceleratorState().is_fsdp2
     for file in sorted(folder.glob("*.json")):
         _train_sharded(accelerator, file, folder / f"{file.stem}-{world}")
     stopped = folder / "deaf_rank-stopped"
