@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState, PartialState
 from torch import distributed as dist
 
 from mmkt import distributed, launch
-from mmkt.config import check, dump
+from mmkt.config import check
 from mmkt.evaluate import predict
 from mmkt.experiment import Experiment
 from mmkt.learner import Learner
@@ -77,8 +77,6 @@ def _train_sharded(accelerator: Accelerator, file: Path, folder: Path, stop: int
     transfer = Thaw() if file.stem == "thawed" else setup.parts.build("transfer", config.transfer)
     if config.train.checkpointing:
         launch.checkpoint_encoders(setup.learner, transfer.phases(setup.learner, 2))
-    if folder.name.endswith(("resumed", "crossed")):
-        (folder / "config.json").write_text(dump(config))
     run = Run(folder, config, "tiny", resume=stop == 0)
     plain = run.log
 
