@@ -38,8 +38,8 @@ def refuse_sharding() -> None:
     for name in ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
         if _asked(name):
             words = f"the launcher's config asks for {name}, which mmkt train does not support: to split the model over processes"
-            zero = "(as ZeRO-3; as ZeRO-2 with fsdp_reshard_after_forward: false)"
-            raise ConfigError(f"{words}, give {FSDP2} {zero}; to keep it whole, ddp.yaml beside it")
+            zero = " (as ZeRO-3; as ZeRO-2 with fsdp_reshard_after_forward: false)" if name == "DEEPSPEED" else ""
+            raise ConfigError(f"{words}, give {FSDP2}{zero}; to keep it whole, ddp.yaml beside it")
     if _asked("FSDP"):
         problems = []
         for name, (only, why) in ONLY.items():
