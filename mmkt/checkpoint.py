@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mmkt import distributed
+
 
 class CheckpointError(ValueError):
     """A checkpoint that can't be used, and why."""
@@ -111,7 +113,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: Path, optional: frozenset[str] = frozenset()) -> None:
-    """Copy tensors into a module; every name and shape has to agree.
+    """Copy tensors into a module, sharded or not; every name and shape has to agree.
 
     Args:
         module: what to load into.
@@ -130,4 +132,4 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: Path, o
         raise CheckpointError(f"{where} does not fit its config:\n" + "\n".join(problems[:10]) + more)
     with torch.no_grad():
         for name, tensor in tensors.items():
-            own[name].copy_(tensor)
+            own[name].copy_(distributed.placed_like(tensor, own[name]))

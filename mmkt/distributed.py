@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def rank() -> int:
@@ -57,6 +60,42 @@ def wait() -> None:
     """Until every process is here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether each process holds its share of a module's parameters alone (see ``sharding``)."""
+    return isinstance(module, FSDPModule)
+
+
+def whole(x: Tensor) -> Tensor:
+    """The tensor itself, or all of one that is sharded: then every process asks for it."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def collected(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors on the CPU of rank 0, one gathered at a time; the other processes ask too and get none."""
+    found = {}
+    for name, tensor in tensors.items():
+        value = whole(tensor.detach())
+        if rank() == 0:
+            found[name] = value.cpu()
+    return found
+
+
+def placed_like(x: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, which every process has, on the device of another and sharded as that one is."""
+    if isinstance(other, DTensor):
+        return distribute_tensor(x.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+    return x.to(other.device)
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process rank 0's buffers: statistics of a batch norm are each process's own."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            value = buffer.contiguous()
+            dist.broadcast(value, src=0)
+            buffer.copy_(value)
 
 
 def is_lost(error: RuntimeError) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,8 +14,8 @@ from mmkt import distributed
 from mmkt.feed import Feed
 from mmkt.learner import Learner
 from mmkt.model import Model
-from mmkt.parts import Parts
-from mmkt.types import Metric, Predictions
+from mmkt.parts import ConfigError, Parts
+from mmkt.types import Batch, Metric, Predictions
 
 Autocast = Callable[[], AbstractContextManager]
 
@@ -48,7 +48,7 @@ def predict(
     model.eval()
     try:
         with torch.inference_mode(), autocast():
-            for batch in feed.evaluation(rows):
+            for batch in _batches(model, feed, rows):
                 outputs = model(batch.to(device))
                 logits = {task: x.float().cpu() for task, x in outputs.logits.items()}
                 pooled = {m: x.pooled for m, x in outputs.encoded.items()} | {"fused": outputs.fused.pooled} if vectors else {}
@@ -59,6 +59,14 @@ def predict(
         model.train(training)
     parts = [part for every in distributed.everyone(found) for part in every]
     return _gathered(model, feed, rows, parts, vectors)
+
+
+def _batches(model: Model, feed: Feed, rows: np.ndarray) -> Iterator[Batch]:
+    """This process's batches. A sharded model has to run equally often everywhere, as it is gathered by running."""
+    world = distributed.world_size()
+    if distributed.is_sharded(model) and len(rows) < world:
+        raise ConfigError(f"{world} processes that share a model evaluate {world} rows or more, found {len(rows)}: launch fewer")
+    return feed.evaluation(rows)
 
 
 def _gathered(model: Model, feed: Feed, rows: np.ndarray, parts: list, vectors: bool) -> Predictions:
@@ -107,7 +115,7 @@ def mean_loss(learner: Learner, feed: Feed, rows: np.ndarray, device: torch.devi
     terms, batches = 0.0, 0
     try:
         with torch.inference_mode(), autocast():
-            for batch in feed.evaluation(rows):
+            for batch in _batches(learner.model, feed, rows):
                 batch = batch.to(device)
                 outputs = learner.model(batch)
                 for k, (_, objective) in enumerate(learner.parts()):

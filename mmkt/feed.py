@@ -227,14 +227,16 @@ class Feed:
         return self._noted(self._loader(self._rows(True, views), sampler, pin))
 
     def evaluation(self, rows: np.ndarray, pin: bool = False) -> Iterator[Batch]:
-        """This rank's share of some rows, each once over all ranks."""
+        """This rank's share of some rows, each once over all ranks, in equally many batches if there are rows for every rank."""
         rank, world = distributed.rank(), distributed.world_size()
-        batches = sampling.evaluation(rows, max(1, self.data.batch_size // world), rank, world)
+        smallest = 1 if world == 1 else 2  # of two rows or more: batches of one can't be equally many
+        batches = sampling.evaluation(rows, max(smallest, self.data.batch_size // world), rank, world)
         return self._noted(self._loader(self._rows(False), batches, pin))
 
     def _noted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         release()
-        gc.freeze()  # a garbage collection writes to every object: forked workers would each have a copy of all of them
+        if self.data.workers:
+            gc.freeze()  # a garbage collection writes to every object: forked workers would each have a copy of all of them
         try:
             for batch in batches:
                 self.cuts.note(batch)

@@ -26,7 +26,7 @@ from mmkt.dry_run import dry_run
 from mmkt.evaluate import judges, predict
 from mmkt.experiment import Experiment
 from mmkt.feed import Feed, learn_vocabularies, open_manifest
-from mmkt.launcher import refuse_absent, refuse_sharding, use_threads
+from mmkt.launcher import refuse_absent, refuse_sharding, say_if_whole, use_threads
 from mmkt.learner import Learner
 from mmkt.model import Model, matches
 from mmkt.parts import ConfigError, Parts
@@ -118,6 +118,7 @@ def train(
     accelerator = Accelerator(mixed_precision=config.train.precision, log_with=list(config.trackers) or None, project_config=logs)
     stop = Stop(accelerator, max_time)
     use_threads(accelerator, config.threads)
+    say_if_whole(accelerator)
     console = Console(stderr=True)
     setup = build(config)
     transfer = setup.parts.build("transfer", config.transfer)

@@ -9,7 +9,18 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator
 
+from mmkt import distributed
 from mmkt.parts import ConfigError
+
+FSDP2 = "accelerate launch --config_file configs/accelerate/fsdp2.yaml"
+ONLY = {  # settings of FSDP, as accelerate launch hands them on: the only value, and why
+    "FSDP_VERSION": ("2", "FSDP1 flattens parameters, which then have no names to save them by"),
+    "FSDP_AUTO_WRAP_POLICY": ("no_wrap", "mmkt wraps each encoder's layers itself"),
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": ("false", "encoders are built with their weights in every process"),
+    "FSDP_OFFLOAD_PARAMS": ("false", "weights stay on the GPUs"),
+    "FSDP_IGNORED_MODULES": ("none", "every parameter is sharded"),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("false", "train.checkpointing: true does it, in the experiment"),
+}
 
 
 def use_threads(accelerator: Accelerator, threads: int | None) -> None:
@@ -19,18 +30,34 @@ def use_threads(accelerator: Accelerator, threads: int | None) -> None:
 
 
 def refuse_sharding() -> None:
-    """Refuse launchers that split the model over processes, before they do anything.
+    """Refuse launchers that split the model in another way than mmkt does, before they do anything.
 
-    Saving, resuming and evaluating read whole tensors by name; under these each process holds a part of them.
+    Raises:
+        ConfigError: it is not FSDP2, or FSDP2 with settings for what mmkt does itself.
     """
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
-            words = (
-                f"the launcher's config asks for {name}, which splits the model over processes; mmkt train does not support it"
-            )
-            raise ConfigError(
-                f"{words}. Give accelerate launch --config_file configs/accelerate/ddp.yaml, or single.yaml, or cpu.yaml"
-            )
+    for name in ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if _asked(name):
+            words = f"the launcher's config asks for {name}, which mmkt train does not support: to split the model over processes"
+            zero = " (as ZeRO-3; as ZeRO-2 with fsdp_reshard_after_forward: false)" if name == "DEEPSPEED" else ""
+            raise ConfigError(f"{words}, give {FSDP2}{zero}; to keep it whole, ddp.yaml beside it")
+    if _asked("FSDP"):
+        problems = []
+        for name, (only, why) in ONLY.items():
+            found = os.environ.get(name, "1" if name == "FSDP_VERSION" else only).lower()
+            if found != only:
+                problems.append((f"fsdp_config.{name.lower()}", f"is {found}: set {only} ({why})"))
+        if problems:
+            raise ConfigError([*problems, ("", f"{FSDP2} has it so")])
+
+
+def say_if_whole(accelerator: Accelerator) -> None:
+    """Say so where FSDP was asked for and Accelerate makes DDP of it."""
+    if _asked("FSDP") and not accelerator.is_fsdp2:
+        distributed.say("FSDP needs GPUs: on CPUs every process keeps the whole model (DDP)")
+
+
+def _asked(name: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1")
 
 
 def refuse_absent(trackers: Sequence[str]) -> None:

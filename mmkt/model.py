@@ -59,9 +59,9 @@ class Model(nn.Module):
             return join(self.encoders[m](inputs), inputs["items"])
         device = batch.row.device
         absent = torch.zeros(batch.size, dtype=torch.bool, device=device)
-        if self.training:
+        if self.training or distributed.is_sharded(self):
             # A tower without local rows runs on one blank row, in eval(), with weight zero: its parameters take part
-            # in every step on every rank, which both DDP and FSDP2 need.
+            # in every step on every rank, which both DDP and FSDP2 need (FSDP2 in evaluation too: running gathers them).
             blank = self._run_blank(m, device)
             tokens, pooled = blank.tokens.mean(1, keepdim=True), blank.pooled
         else:
@@ -180,11 +180,17 @@ class Model(nn.Module):
         return model
 
     def save_pretrained(self, folder: Path | str, card: str | None = None) -> None:
-        """Write a whole checkpoint, which needs no original weights; it takes the folder's place in one step."""
+        """Write a whole checkpoint, which needs no original weights; it takes the folder's place in one step.
+
+        Rank 0 writes; where the model is sharded, every process takes part.
+        """
         if self.config is None:
             raise ValueError("only a model built by Model.from_config or Model.from_pretrained can be saved")
+        tensors = distributed.collected(self.state_dict())
+        if distributed.rank() != 0:
+            return
         with checkpoint.atomic(Path(folder)) as new:
-            checkpoint.write_tensors(new / "model.safetensors", self.state_dict())
+            checkpoint.write_tensors(new / "model.safetensors", tensors)
             (new / "config.json").write_text(dump(self.config), encoding="utf-8")
             checkpoint.write_json(new / "vocabularies.json", self.vocabularies)
             for m, encoder in self.encoders.items():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmkt import checkpoint, distributed
+from mmkt.distributed import placed_like
 from mmkt.learner import Learner
 
 
@@ -29,27 +30,28 @@ class Progress:
 
 
 def save(folder: Path, learner: Learner, optimizer: Any, scaler: Any, progress: Progress, frozen: Collection[str]) -> None:
-    """Write the state (rank 0 writes, all take part).
+    """Write the state (rank 0 writes, all take part): the same files whether the learner is sharded or not.
 
     Args:
         folder: takes its place in one step.
-        learner: unwrapped.
+        learner: not wrapped.
         optimizer: of the phase at hand; its groups carry ``names``.
         scaler: of fp16, or None.
         progress: where training stands.
         frozen: names of parameters that no phase trains: kept as a hash.
     """
-    generators = distributed.everyone(_generators())
+    generators, hashed = distributed.everyone(_generators()), digest(learner, frozen)
+    own = {name: x for name, x in learner.state_dict().items() if name.removeprefix("model.") not in frozen}
+    kept, moments = distributed.collected(own), distributed.collected(_moments(optimizer))
     if distributed.rank() == 0:
         with checkpoint.atomic(folder) as new:
-            kept = {name: x for name, x in learner.state_dict().items() if name.removeprefix("model.") not in frozen}
             checkpoint.write_tensors(new / "learner.safetensors", kept)
-            checkpoint.write_tensors(new / "optimizer.safetensors", _moments(optimizer))
+            checkpoint.write_tensors(new / "optimizer.safetensors", moments)
             checkpoint.write_tensors(
                 new / "generators.safetensors",
                 {f"{rank}/{name}": x for rank, states in enumerate(generators) for name, x in states.items()},
             )
-            state = {"progress": asdict(progress), "frozen": digest(learner, frozen)}
+            state = {"progress": asdict(progress), "frozen": hashed}
             checkpoint.write_json(new / "state.json", state | {"scaler": scaler.state_dict() if scaler else None})
     distributed.wait()
 
@@ -75,9 +77,9 @@ def load_optimizer(folder: Path, optimizer: Any, scaler: Any) -> None:
     tensors = checkpoint.read_tensors(folder / "optimizer.safetensors")
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"]):
-            moments = {key.rpartition("/")[2]: x for key, x in tensors.items() if key.rpartition("/")[0] == name}
+            own = {key.rpartition("/")[2]: x for key, x in tensors.items() if key.rpartition("/")[0] == name}
             # AdamW keeps its step counter on the CPU
-            optimizer.state[parameter] = {k: x if k == "step" else x.to(parameter.device) for k, x in moments.items()}
+            optimizer.state[parameter] = {k: x if k == "step" else placed_like(x, parameter) for k, x in own.items()}
     state = checkpoint.read_json(folder / "state.json")
     if scaler and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
@@ -94,11 +96,11 @@ def load_generators(folder: Path) -> None:
 
 
 def digest(learner: Learner, names: Collection[str]) -> str:
-    """SHA-256 over named parameters."""
+    """SHA-256 over named parameters, the same on every process."""
     named, found = learner.named(), hashlib.sha256()
     for name in sorted(names):
         found.update(name.encode())
-        found.update(named[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        found.update(distributed.whole(named[name].detach()).cpu().contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -20,6 +20,7 @@ from mmkt.parts import ConfigError, Parts
 from mmkt.resume import Progress
 from mmkt.run import Run
 from mmkt.score import About, score
+from mmkt.sharding import shard
 from mmkt.stop import Stopped
 from mmkt.telemetry import Meter, Speed, TrainingError, Watch, better
 from mmkt.types import Batch, Phase, Transfer
@@ -50,15 +51,21 @@ def fit(
 
     Raises:
         TrainingError: the loss is not finite, or what trains is reached by no objective.
+        ConfigError: settings that don't go together.
         Stopped: the accelerator's trigger was set; the state is saved.
     """
-    learner.to(accelerator.device)
+    if accelerator.is_fsdp2:
+        if train.compile:  # tried on two processes: the first step never ends
+            raise ConfigError([("train.compile", "does not go with FSDP2: leave it out, or launch with ddp.yaml")])
+        shard(learner, accelerator)
+    else:
+        learner.to(accelerator.device)
     torch.manual_seed(seed + distributed.rank())  # dropout differs by rank
     loop = _Loop(learner, feed, transfer.phases(learner, steps_of(train, feed)), run, accelerator, train, resumed)
     with loop.watch:
         while loop.at.phase < len(loop.plan) and not loop.at.done:
             loop.phase(loop.plan[loop.at.phase])
-    if distributed.rank() == 0 and not run.best.exists():  # nothing was selected on: the last step it is
+    if not distributed.from_first(run.best.exists()):  # nothing was selected on: the last step it is
         learner.model.save_pretrained(run.best)
     distributed.wait()
     tensors = checkpoint.read_tensors(run.best / "model.safetensors")
@@ -113,7 +120,7 @@ class _Loop:
             raise ConfigError([("train.accumulate", "contrastive objectives compare the rows of a batch: raise data.batch_size")])
         self._refuse_unreached(phase)
         optimizer = torch.optim.AdamW(optim.groups(trains, train.lr, train.weight_decay, phase.lr), betas=train.betas)
-        wrapped, optimizer = self.accelerator.prepare(self.learner, optimizer)
+        wrapped, optimizer = self._prepared(optimizer)
         if self.resumed:
             resume.load_generators(self.run.last)
             if at.step:
@@ -128,6 +135,13 @@ class _Loop:
         self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
         at.phase, at.step = at.phase + 1, 0
 
+    def _prepared(self, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+        """The learner and its optimiser, as a step uses them."""
+        if distributed.is_sharded(self.learner):
+            # prepare() tells the optimiser's parameters apart by address, and shards of nothing all have the address 0
+            return self.learner, self.accelerator.prepare_optimizer(optimizer)
+        return self.accelerator.prepare(self.learner, optimizer)
+
     def step(self, phase: Phase, wrapped: Any, optimizer: Any, batches: Iterator[Batch], trains: list) -> None:
         """One step: gather the batches, count what the objectives speak for, differentiate, move."""
         learner, at = self.learner, self.at
@@ -138,12 +152,15 @@ class _Loop:
         optim.set_rate(optimizer, optim.factor(at.step, phase.steps, self.train.schedule, self.train.warmup))
         for k, batch in enumerate(group):
             with nullcontext() if k == len(group) - 1 else self.accelerator.no_sync(wrapped):
-                loss, means = wrapped(batch, counts, 1 / len(group))
+                with self.accelerator.autocast():
+                    loss, means = wrapped(batch, counts, 1 / len(group))
                 self.accelerator.backward(loss)
             self.meter.add(at.total, batch, loss, means)
         for _, objective in learner.parts():
             objective.graded(learner)
-        self.norm = self.accelerator.clip_grad_norm_(trains, self.train.clip) if self.train.clip else None
+        self.norm = None
+        if self.train.clip:
+            self.norm = distributed.whole(self.accelerator.clip_grad_norm_(trains, self.train.clip))
         optimizer.step()
         optimizer.zero_grad()
         for _, objective in learner.parts():
@@ -175,6 +192,7 @@ class _Loop:
         self.watch.show(at.total, self.meter.flush(at.total, optimizer.param_groups[0]["lr"], self.norm))
         if evaluates or saves:
             self.meter.pause()
+            distributed.share_buffers(self.learner)
         if evaluates and self.validation is not None:
             self._evaluate()
         stop = self.accelerator.check_trigger()  # here alone: a flush waits for all processes anyway, and resuming stays exact
@@ -194,8 +212,7 @@ class _Loop:
         self.watch.evaluated(at.total, self.total, f"validation {name}", value, best)
         if best:
             at.best, at.best_step, at.waited = value, at.total, 0
-            if distributed.rank() == 0:
-                self.learner.model.save_pretrained(self.run.best)
+            self.learner.model.save_pretrained(self.run.best)
             distributed.wait()
         else:
             at.waited += 1

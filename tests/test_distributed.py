@@ -7,11 +7,21 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import rows_of_three, settings, write
+
+from mmkt.checkpoint import read_tensors
+from mmkt.config import check
+from mmkt.evaluate import mean_loss, predict
+from mmkt.experiment import Experiment
+from mmkt.feed import Feed, open_manifest
+from mmkt.learner import Learner
+from mmkt.model import Model
+from mmkt.parts import Parts
 
 WORKER = Path(__file__).parent / "worker.py"
 
@@ -100,14 +110,78 @@ def test_accumulation_gives_the_curve_of_the_big_batch(curves):
     np.testing.assert_allclose(losses(curves / "accumulated-1"), losses(curves / "plain-1"), atol=1e-5, rtol=0)
 
 
-def test_fully_shard_gives_the_curve_of_one_process(tmp_path, tiny_manifest, tiny_bert):
-    data = variants(tmp_path, tiny_manifest, tiny_bert)["deaf_rank"]
-    (tmp_path / "fsdp.json").write_text(json.dumps(data))
-    for world in (1, 2):
-        start(world, "sharded", tmp_path)
-    one, two = (np.array(json.loads((tmp_path / f"fsdp-{world}.out").read_text())) for world in (1, 2))
-    assert one.shape == (20, 1)
-    np.testing.assert_allclose(two, one, atol=1e-5, rtol=0)
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory, tiny_manifest, tiny_bert) -> Path:
+    """FSDP2 on two processes, then one process: a rank without sound, two phases, batch norm."""
+    folder = tmp_path_factory.mktemp("sharded")
+    found = variants(folder, tiny_manifest, tiny_bert)
+    deaf, thawed, normed = (copy.deepcopy(found[name]) for name in ("deaf_rank", "deaf_rank", "plain"))
+    deaf["objectives"]["align"] = {"name": "align"}
+    thawed["train"] |= {"accumulate": 2, "checkpointing": True, "select": "loss", "clip": 0.05}
+    normed["model"]["encoders"]["image"]["model"] = "test_efficientnet"
+    normed["train"]["select"] = "loss"
+    for name, data, steps in (("deaf_rank", deaf, 6), ("thawed", thawed, 4), ("normed", normed, 4)):
+        data["train"] |= {"steps": steps, "lr": 1e-4, "evaluate_every": steps // 2, "save_every": steps // 2}
+        (folder / f"{name}.json").write_text(json.dumps(data))
+    for world in (2, 1):
+        start(world, "sharded", folder)
+    return folder
+
+
+def tensors(file: Path) -> dict[str, np.ndarray]:
+    return {name: x.numpy() for name, x in read_tensors(file).items()}
+
+
+def assert_close(one: dict[str, np.ndarray], two: dict[str, np.ndarray], **tolerance: float) -> None:
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], err_msg=name, **tolerance)
+
+
+@pytest.mark.parametrize("name", ["deaf_rank", "thawed"])
+def test_fsdp2_gives_the_run_of_one_process(sharded, name):
+    one, two = sharded / f"{name}-1", sharded / f"{name}-2"
+    assert len(losses(one)) == {"deaf_rank": 6, "thawed": 4}[name]
+    np.testing.assert_allclose(losses(two), losses(one), atol=1e-5, rtol=0)
+    for file in ("best/model", "last/learner", "last/optimizer"):
+        assert_close(tensors(one / f"{file}.safetensors"), tensors(two / f"{file}.safetensors"), atol=1e-5, rtol=0)
+
+
+def reloaded(folder: Path, name: str) -> tuple[Learner, Feed]:
+    """What one process makes of a sharded run's best checkpoint."""
+    model = Model.from_pretrained(folder / f"{name}-2/best")
+    config = check(Experiment, json.loads((folder / f"{name}.json").read_text()), Parts())
+    feed = Feed(open_manifest(config.data, config.seed, Parts()), model, config.data, config.seed)
+    return Learner.from_config(config, model, feed.domains), feed
+
+
+@pytest.mark.parametrize("name", ["deaf_rank", "thawed"])
+def test_one_process_loads_what_fsdp2_has_saved(sharded, name):
+    learner, feed = reloaded(sharded, name)
+    found = predict(learner.model, feed, feed.rows("test")).table["kind.logits"].to_pylist()
+    np.testing.assert_allclose(json.loads((sharded / f"{name}-2/logits.json").read_text()), found, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["thawed", "normed"])
+def test_what_chose_the_best_checkpoint_is_its_own_figure(sharded, name):
+    """Batch norm's statistics are each process's own, until all evaluate with those that are saved."""
+    learner, feed = reloaded(sharded, name)
+    lines = [json.loads(line) for line in (sharded / f"{name}-2/metrics.jsonl").read_text().splitlines()]
+    chosen = min(line["validation/loss"] for line in lines if "validation/loss" in line)
+    assert mean_loss(learner, feed, feed.rows("validation"), "cpu", nullcontext) == pytest.approx(chosen, abs=1e-5)
+
+
+def test_a_run_under_fsdp2_resumes_exactly(sharded):
+    whole, resumed = sharded / "deaf_rank-2", sharded / "deaf_rank-resumed"
+    assert len(losses(sharded / "deaf_rank-stopped")) == 4
+    assert losses(resumed) == losses(whole)
+    for file in ("best/model", "last/learner", "last/optimizer"):
+        assert_close(tensors(whole / f"{file}.safetensors"), tensors(resumed / f"{file}.safetensors"), atol=0, rtol=0)
+
+
+def test_one_process_resumes_what_fsdp2_began(sharded):
+    assert len(losses(sharded / "deaf_rank-crossed")) == 6
+    np.testing.assert_allclose(losses(sharded / "deaf_rank-crossed"), losses(sharded / "deaf_rank-1"), atol=1e-5, rtol=0)
 
 
 def test_gathered_contrast_has_the_gradient_of_one_big_batch(tmp_path):

@@ -17,7 +17,7 @@ FLOORS = [
     ["space", "score", "report"],
     ["model"],
     ["feed", "learner", "card", "start"],
-    ["optim", "run", "resume", "evaluate", "stop"],
+    ["optim", "run", "resume", "evaluate", "stop", "sharding"],
     ["telemetry", "dry_run", "runs"],
     ["train"],
     ["launch"],

@@ -30,11 +30,11 @@ def losses(run: Path) -> list[float]:
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_accelerate_reads_its_configs(file):
     config = load_config_from_file(str(file))
-    assert config.num_processes == (2 if file.stem == "ddp" else 1)
+    assert config.num_processes == (1 if file.stem in ("cpu", "single") else 2)
     assert config.use_cpu == (file.stem == "cpu")
 
 
-@pytest.mark.parametrize("name", ["cpu", "ddp"])
+@pytest.mark.parametrize("name", ["cpu", "ddp", "fsdp2"])
 def test_accelerate_launches_with_them(tiny_settings, config_file, name):
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     words = ["-m", "accelerate.commands.launch", "--config_file", HOME / f"configs/accelerate/{name}.yaml"]
@@ -45,14 +45,28 @@ def test_accelerate_launches_with_them(tiny_settings, config_file, name):
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["rows"]  # once, however many processes there are
     facts = json.loads((Path(tiny_settings["run"]) / "environment.json").read_text())
-    assert facts["processes"] == (2 if name == "ddp" else 1)
+    assert facts["processes"] == (1 if name == "cpu" else 2)
+    assert ("FSDP needs GPUs" in done.stderr) == (name == "fsdp2")
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_what_splits_the_model_is_refused(tiny_settings, monkeypatch, name):
+@pytest.mark.parametrize("name", ["DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_other_ways_to_split_the_model_are_refused(tiny_settings, monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(ConfigError, match=rf"asks for {name}.*ddp\.yaml"):
+    with pytest.raises(ConfigError, match=rf"asks for {name}.*fsdp2\.yaml"):
         launch.train(experiment(tiny_settings))
+
+
+def test_fsdp_with_other_settings_is_refused(tiny_settings, monkeypatch):
+    """What accelerate launch hands on for FSDP1 with everything on."""
+    for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1", "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    with pytest.raises(ConfigError) as refused:
+        launch.train(experiment(tiny_settings))
+    for line in ("fsdp_version: is 1", "fsdp_auto_wrap_policy: is size_based_wrap", "fsdp_cpu_ram_efficient_loading: is true"):
+        assert f"fsdp_config.{line}: set " in str(refused.value)
+    assert "fsdp2.yaml has it so" in str(refused.value)
+    assert not Path(tiny_settings["run"]).exists()
 
 
 # ---------------------------------------------------------------- trackers

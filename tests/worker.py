@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState, PartialState
 from torch import distributed as dist
 
-from mmkt import launch
+from mmkt import distributed, launch
 from mmkt.config import check
+from mmkt.evaluate import predict
 from mmkt.experiment import Experiment
+from mmkt.learner import Learner
 from mmkt.parts import Parts
 from mmkt.run import Run
+from mmkt.stop import Stopped
 from mmkt.train import fit
+from mmkt.types import Phase, Transfer
 
 
 def curves(folder: Path, world: int) -> None:
@@ -32,43 +39,63 @@ def curves(folder: Path, world: int) -> None:
         accelerator.free_memory()
 
 
-def sharded(folder: Path, world: int) -> None:
-    """Twenty steps of raw FSDP2 (or none, on one process); the losses go to a file."""
-    from torch.distributed.fsdp import fully_shard
+class Thaw(Transfer):
+    """Encoders frozen for the first half of the steps."""
 
-    config = check(Experiment, json.loads((folder / "fsdp.json").read_text()), Parts())
+    def phases(self, learner: Learner, steps: int) -> list[Phase]:
+        return [Phase("probe", steps // 2, frozen=["encoders"]), Phase("full", steps - steps // 2)]
+
+
+def sharded(folder: Path, world: int) -> None:
+    """Train every experiment of the folder under FSDP2 (or plainly, on one process), through the real loop."""
+    accelerator = Accelerator()
+    assert accelerator.num_processes == world, (accelerator.num_processes, world)
+    if world > 1:  # as where there are GPUs; on CPUs Accelerate makes DDP of it
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        assert AcceleratorState().is_fsdp2
+    for file in sorted(folder.glob("*.json")):
+        _train_sharded(accelerator, file, folder / f"{file.stem}-{world}")
+    stopped = folder / "deaf_rank-stopped"
     if world > 1:
-        dist.init_process_group("gloo")
-        assert dist.get_world_size() == world
-    setup = launch.build(config)
-    learner = setup.learner
-    learner.train()
+        with suppress(Stopped):
+            _train_sharded(accelerator, folder / "deaf_rank.json", stopped, stop=4)
+        for name in ("resumed", "crossed") if distributed.rank() == 0 else ():
+            shutil.copytree(stopped, folder / f"deaf_rank-{name}")
+        distributed.wait()
+    _train_sharded(accelerator, folder / "deaf_rank.json", folder / f"deaf_rank-{'resumed' if world > 1 else 'crossed'}", stop=0)
     if world > 1:
-        for encoder in learner.model.encoders.values():
-            fully_shard(encoder)
-        fully_shard(learner)
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=3e-4)  # as the curves: faster, rounding alone reaches 1e-5
-    losses = []
-    for batch in setup.feed.training(0, 20):
-        counts = learner.counts([batch])
-        loss, means = learner(batch, counts)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if world > 1:
-            dist.all_reduce(means)
-        losses.append(means.tolist())
-    if world == 1 or dist.get_rank() == 0:
-        (folder / f"fsdp-{world}.out").write_text(json.dumps(losses))
-    if world > 1:
-        dist.barrier()
+        distributed.wait()
         # everything is written; taking FSDP2 down on gloo aborts now and then ("terminate called without an active exception")
         os._exit(0)
 
 
+def _train_sharded(accelerator: Accelerator, file: Path, folder: Path, stop: int | None = None) -> None:
+    """One run, evaluated; ``stop`` is the step after which it stops, 0 to resume it."""
+    config = check(Experiment, json.loads(file.read_text()), Parts())
+    setup = launch.build(config)
+    transfer = Thaw() if file.stem == "thawed" else setup.parts.build("transfer", config.transfer)
+    if config.train.checkpointing:
+        launch.checkpoint_encoders(setup.learner, transfer.phases(setup.learner, 2))
+    run = Run(folder, config, "tiny", resume=stop == 0)
+    plain = run.log
+
+    def log(values: dict) -> None:
+        plain(values)
+        if stop and values["step"] == stop:
+            accelerator.set_trigger()
+
+    run.log = log
+    fit(setup.learner, setup.feed, transfer, run, accelerator, config.train, resumed=stop == 0)
+    model = setup.learner.model
+    assert distributed.is_sharded(model) == (accelerator.num_processes > 1)
+    predictions = predict(model, setup.feed, setup.feed.rows("test"), device=accelerator.device)
+    if distributed.rank() == 0:
+        (folder / "logits.json").write_text(json.dumps(predictions.table["kind.logits"].to_pylist()))
+
+
 def aligned(folder: Path, world: int) -> None:
     """One gradient of the contrastive objective, in float64; it goes to a file."""
-    from mmkt import distributed
     from mmkt.objectives.align import Align
     from mmkt.types import Batch, Encoded, Outputs
 
