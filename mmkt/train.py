@@ -55,7 +55,7 @@ def fit(
         Stopped: the accelerator's trigger was set; the state is saved.
     """
     if accelerator.is_fsdp2:
-        if train.compile:  # tried on two processes: the first step never ends
+        if train.compile:  # tried on two processes: no step was done within minutes
             raise ConfigError([("train.compile", "does not go with FSDP2: leave it out, or launch with ddp.yaml")])
         shard(learner, accelerator)
     else:
