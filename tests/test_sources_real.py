@@ -94,8 +94,8 @@ def test_phrasebank_by_agreement(tmp_path):
     found = rows(Phrasebank(), tmp_path, tmp_path)
     assert Counter(row["split"] for row in found) == {"train": 86, "validation": 10, "test": 24}
     assert Counter(row["sentiment"] for row in found if row["split"] == "test") == dict.fromkeys(names, 8)
-    found = rows(Phrasebank(agree="75"), tmp_path, tmp_path)
-    assert {row["domain"] for row in found} == {"75", "all"}
+    found = rows(Phrasebank(agree=75), tmp_path, tmp_path)
+    assert {row["domain"] for row in found} == {"agree 75 %", "agree 100 %"}
     assert len(found) == 60
 
 
@@ -114,7 +114,7 @@ def test_fewclue(tmp_path):
                 member = tarfile.TarInfo(f"{task}/{name}.json")
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
-    found = rows(Fewclue(draw="0", unlabelled=True), tmp_path, tmp_path)
+    found = rows(Fewclue(draw=0, unlabelled=True), tmp_path, tmp_path)
     assert Counter(row["split"] for row in found) == {"train": 1, "validation": 3, "test": 5, "unlabelled": 6}
     assert {row["text"] for row in found} == {"物流很快"}
     assert [row["label"] for row in found] == ["Positive"] * 9 + [None] * 6

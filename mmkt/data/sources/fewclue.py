@@ -7,7 +7,9 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from mmkt.data.sources import _files
 from mmkt.types import Source
@@ -34,7 +36,7 @@ class Fewclue(Source):
         self,
         *,
         task: Literal["eprstmt", "tnews", "csldcp", "iflytek", "bustm", "ocnli"] = "eprstmt",
-        draw: Literal["0", "1", "2", "3", "4", "few_all"] = "few_all",
+        draw: Annotated[int, Field(ge=0, le=4)] | Literal["few_all"] = "few_all",
         unlabelled: bool = False,
     ):
         """Remember the settings; ``unlabelled`` adds the task's unlabelled texts as a split of that name."""

@@ -12,7 +12,7 @@ from pydantic import Field
 from mmkt.data.sources import _files
 from mmkt.types import Source
 
-AGREE = ("50", "66", "75", "all")  # per cent of the annotators
+AGREE = {"50": 50, "66": 66, "75": 75, "all": 100}  # per cent of the annotators, as the file has it
 
 
 class Phrasebank(Source):
@@ -24,7 +24,7 @@ class Phrasebank(Source):
     def __init__(
         self,
         *,
-        agree: Literal["50", "66", "75", "all"] = "50",
+        agree: Literal[50, 66, 75, 100] = 50,
         test: Annotated[float, Field(gt=0, lt=1)] = 0.2,
         validation: Annotated[float, Field(gt=0, lt=1)] = 0.1,
         seed: int = 0,
@@ -40,7 +40,7 @@ class Phrasebank(Source):
         self.agree, self.test, self.validation, self.seed = agree, test, validation, seed
 
     def prepare(self, out: Path, source: Path | None) -> Path:
-        """One Parquet file: id, split, domain (per cent that agree), text, sentiment.
+        """One Parquet file: id, split, domain (how many agree), text, sentiment.
 
         Raises:
             ValueError: the folder or its file is missing.
@@ -48,7 +48,7 @@ class Phrasebank(Source):
         folder = _files.find(source, "phrasebank", ("phrasebank.jsonl.gz",), "finance")
         with gzip.open(folder / "phrasebank.jsonl.gz", "rt", encoding="utf-8") as file:
             found = [json.loads(line) for line in file]
-        kept = [(k, row) for k, row in enumerate(found) if AGREE.index(row["agree"]) >= AGREE.index(self.agree)]
+        kept = [(k, row) for k, row in enumerate(found) if AGREE[row["agree"]] >= self.agree]
         test = _files.hold_back([row["label"] for _, row in kept], self.test, self.seed)
         rest = [place for place, on in enumerate(test) if not on]
         held = _files.hold_back([kept[place][1]["label"] for place in rest], self.validation, self.seed)
@@ -57,7 +57,7 @@ class Phrasebank(Source):
             {
                 "id": str(k),
                 "split": "test" if test[place] else "validation" if place in validation else "train",
-                "domain": row["agree"],
+                "domain": f"agree {AGREE[row['agree']]} %",
                 "text": row["sentence"],
                 "sentiment": row["label"],
             }
