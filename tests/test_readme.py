@@ -110,9 +110,8 @@ def test_experiment_files(desk, block):
     """Their weights come from the Hub: random ones stand in for them here."""
     two, one = blocks("yaml")
     (desk / "mine.yaml").write_text([two, one][block])
-    rows = [
-        {"id": f"{name}/{k}", "image": f"pictures/{name}/{k}.png", "label": name} for name in ("cats", "dogs") for k in range(12)
-    ]
+    names = [f"{name}/{k}.png" for name in ("cats", "dogs") for k in range(12)]
+    rows = [{"id": name, "image": f"pictures/{name}", "label": name.split("/")[0]} for name in names]
     (desk / "my/manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))  # as mmkt data prepare folder does
     more = "" if block else "data.validation=null"  # its manifest names a training and a test split alone
     done = typed(
