@@ -157,11 +157,11 @@ def predict(options: argparse.Namespace) -> None:
         cells[name] = (
             [cells[name], value] if isinstance(cells.get(name), str) else [*cells[name], value] if name in cells else value
         )
-    if not cells:
-        raise ValueError("give one modality or more, such as --text 'Which digit is drawn?' --image digit.png --audio digit.wav")
     from mmkt.model import Model
 
     model = Model.from_pretrained(options.checkpoint, options.plugins)
+    if not cells:
+        raise ValueError(f"give one modality or more: {' '.join(f'--{m} …' for m in model.modalities)}")
     tables = [m for m, encoder in model.encoders.items() if encoder.kind == "table" and m in cells]
     answer = model.predict([cells | {m: _records(m, cells[m]) for m in tables}])[0]
     if options.json:
@@ -228,8 +228,8 @@ def prepare(options: argparse.Namespace) -> None:
     """Make a source's manifest."""
     from mmkt.config import check, override
     from mmkt.experiment import SourceOf
-    from mmkt.feed import prepare as make
     from mmkt.parts import Parts
+    from mmkt.preparation import prepare as make
 
     parts = Parts()
     spec = check(SourceOf, {"source": override({"name": options.source}, options.overrides)}, parts).source

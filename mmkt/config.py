@@ -12,7 +12,7 @@ import inspect
 import json
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -130,8 +130,9 @@ def plain(value: Any) -> Any:
 class _Check:
     """Walks data and annotations together and gathers every mistake."""
 
-    def __init__(self, parts: Parts):
-        self.parts, self.problems = parts, []  # type: ignore[var-annotated]
+    def __init__(self, parts: Parts, section: type[Section]):
+        self.parts, self.places = parts, list(_places(section))
+        self.problems: list[tuple[str, str]] = []
 
     def wrong(self, path: str, text: str) -> None:
         self.problems.append((path, text))
@@ -167,8 +168,10 @@ class _Check:
         found: dict[str, Any] = {}
         for key in value:
             if key not in fields:
+                elsewhere = [place for place in self.places if place.rpartition(".")[2] == key]
+                hint = f"; did you mean {elsewhere[0]}?" if elsewhere else nearest(key, fields)
                 allowed = f"; allowed: {', '.join(fields)}" if fields else "; it has no settings"
-                self.wrong(_join(path, key), f"there is no setting {key!r}{nearest(key, fields)}{allowed}")
+                self.wrong(_join(path, key), f"there is no setting {key!r}{hint}{allowed}")
         for key, (hint, default) in fields.items():
             if key in value:
                 found[key] = self.value(hint, value[key], _join(path, key))
@@ -214,6 +217,15 @@ class _Check:
         return {"name": spec["name"]} | self.block(fields, {k: v for k, v in spec.items() if k != "name"}, path)
 
 
+def _places(section: type[Section], path: str = "") -> Iterator[str]:
+    """The dotted paths of a section's settings, those of the sections in it included."""
+    for name, (hint, _) in fields_of(section).items():
+        yield _join(path, name)
+        inner, _ = strip(hint)
+        if inspect.isclass(inner) and issubclass(inner, Section):
+            yield from _places(inner, _join(path, name))
+
+
 def _join(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
@@ -239,7 +251,7 @@ def _renamed(data: dict[str, Any]) -> dict[str, Any]:
 
 def check(section: type[S], data: Mapping[str, Any], parts: Parts) -> S:
     """Data as a section with every default written out, or one ConfigError that lists all mistakes."""
-    walk = _Check(parts)
+    walk = _Check(parts, section)
     found = walk.section(section, data, "")
     if walk.problems:
         raise ConfigError(walk.problems)

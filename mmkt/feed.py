@@ -1,13 +1,11 @@
-"""From a manifest to a model's batches: vocabularies, streams, loaders."""
+"""From a manifest to a model's batches: labels, streams, loaders."""
 
 from __future__ import annotations
 
 import gc
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,86 +18,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmkt import distributed
-from mmkt.checkpoint import read_json, write_json
 from mmkt.data import manifest as manifests
 from mmkt.data import media, sampling, splits
 from mmkt.data.cache import Cache
 from mmkt.data.check import Unreadable
 from mmkt.data.collate import Collate, Cuts
 from mmkt.data.columns import cells, codes
+from mmkt.data.kinds import media_kind
 from mmkt.data.limits import Limits
 from mmkt.data.manifest import Manifest
 from mmkt.data.mapped import release
 from mmkt.data.rows import Rows, labels
-from mmkt.experiment import Data, Experiment
-from mmkt.model import Model, learners
-from mmkt.parts import ConfigError, Parts
+from mmkt.experiment import Data
+from mmkt.model import Model
+from mmkt.parts import ConfigError
 from mmkt.types import Batch
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers' threads and forked workers do not mix
-
-
-def prepare(spec: Mapping[str, Any], out: Path, origin: Path | None, parts: Parts) -> Path:
-    """Make a source's manifest in ``out``, and note beside it what it was made from. Returns its path."""
-    path = parts.build("data/sources", spec).prepare(out, origin)
-    write_json(out / "source.json", dict(spec))
-    return path
-
-
-def open_manifest(data: Data, seed: int, parts: Parts) -> Manifest:
-    """The manifest of a config, made from its source where it does not exist yet, with every row in a split.
-
-    Raises:
-        ManifestError: it can't be used, or was made from the source with other settings than the config's.
-    """
-    path = Path(data.manifest)
-    if data.source is not None:
-        if not path.exists() and distributed.rank() == 0:
-            distributed.say(f"making {path} ({data.source['name']})")
-            made = prepare(data.source, path.parent, Path(data.origin) if data.origin else None, parts)
-            if made != path:
-                raise ConfigError([("data.manifest", f"the source {data.source['name']} makes {made}, found {path}")])
-        distributed.wait()
-        note = path.parent / "source.json"
-        now = json.loads(json.dumps(data.source))  # as it was noted: a tuple is a list there
-        before = read_json(note) if note.is_file() else now
-        if before != now:
-            other = [f"{key}={before.get(key)!r}" for key in now if before.get(key) != now[key]]
-            raise ConfigError(
-                [("data.source", f"{path} was made with {', '.join(other)}: delete {path.parent}, or name another data.manifest")]
-            )
-    manifest = manifests.read(path)
-    if data.fold is not None:
-        names = data.train, data.validation, data.test
-        folds = splits.folds_of(manifest, data.fold.by, data.fold.k, seed)
-        manifest = splits.assign_fold(manifest, folds, data.fold.test, names, data.fold.validation, seed)
-    elif manifest.table["split"].null_count == len(manifest.table):
-        manifest = splits.assign_splits(manifest, data.fractions, seed)
-    return manifest
-
-
-def learn_vocabularies(config: Experiment, manifest: Manifest, parts: Parts) -> dict[str, Any]:
-    """What heads learn from the training split's labels, by task, and encoders from its cells, by ``encoders.MODALITY``."""
-    rows = splits.rows_of(manifest, config.data.train)
-    found = {}
-    for m, encoder in learners(config, parts).items():
-        column = manifests.column_of(manifest, config.data.columns.get(m, m))
-        try:
-            found[f"encoders.{m}"] = encoder.learn(column.take(rows), config.model.encoders[m])
-        except ValueError as error:
-            raise ConfigError([(f"model.encoders.{m}", str(error))]) from error
-    for task, spec in config.model.heads.items():
-        column = config.data.labels.get(task, task)
-        distinct, place = codes(manifests.column_of(manifest, column))
-        known = distinct.to_pylist()
-        values = [known[k] for k in place[rows] if k >= 0]  # an object a value, not a row
-        try:
-            if not values:
-                raise ValueError(f"no row of the training split has a label in the column {column!r}")
-            found[task] = parts.find("heads", spec["name"]).learn(values)  # type: ignore[attr-defined]
-        except ValueError as error:
-            raise ConfigError([(f"model.heads.{task}", str(error))]) from error
-    return found
 
 
 class Feed:
@@ -118,10 +53,8 @@ class Feed:
         self.modalities = model.modalities
         self.columns = {m: data.columns.get(m, m) for m in self.modalities}
         self.processors = {m: encoder.processor() for m, encoder in model.encoders.items()}
-        for m, column in self.columns.items():
-            if not isinstance(column, str) and (kind := self.processors[m].kind) != "table":
-                problem = f"names a list of columns, which a table takes; the encoder is one of {kind}: name one column"
-                raise ConfigError([(f"data.columns.{m}", problem)])
+        for m in self.modalities:
+            self._look_at(m)
         self.limits = Limits(data.max_pixels, data.max_seconds, data.max_characters)
         self.cuts = Cuts()
         self.cache = Cache(data.cache * 1e9 / max(1, data.workers))
@@ -141,6 +74,18 @@ class Feed:
         unknown = [m for m in (*data.columns, *data.dropout, *data.one_of) if m not in self.modalities]
         if unknown:
             raise ConfigError([("data", f"there is no modality {unknown[0]!r}; the model has {', '.join(self.modalities)}")])
+
+    def _look_at(self, m: str) -> None:
+        """Refuse a column that is not of the encoder's kind, and say so of one that does not look like it."""
+        column, kind = self.columns[m], self.processors[m].kind
+        if not isinstance(column, str):
+            if kind != "table":
+                problem = f"names a list of columns, which a table takes; the encoder is one of {kind}: name one column"
+                raise ConfigError([(f"data.columns.{m}", problem)])
+        elif kind == "text" and column in self.manifest.table.column_names:
+            looks = media_kind(self.manifest.table[column])
+            if looks:
+                distributed.say(f"{m}: the column {column!r} looks like {looks} files, and is read as text")
 
     def label_column(self, task: str) -> str:
         """The manifest's column of a task's labels."""

@@ -17,8 +17,8 @@ from mmkt import distributed, launch, report
 from mmkt.checkpoint import CheckpointError
 from mmkt.data import splits
 from mmkt.experiment import Experiment
-from mmkt.feed import open_manifest
 from mmkt.parts import ConfigError, Parts
+from mmkt.preparation import open_manifest
 from mmkt.run import changed, stage
 from mmkt.score import spread
 from mmkt.types import Row

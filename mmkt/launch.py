@@ -25,11 +25,12 @@ from mmkt.data.manifest import Manifest, fingerprint
 from mmkt.dry_run import dry_run
 from mmkt.evaluate import judges, predict
 from mmkt.experiment import Experiment
-from mmkt.feed import Feed, learn_vocabularies, open_manifest
+from mmkt.feed import Feed
 from mmkt.launcher import refuse_absent, refuse_sharding, say_if_whole, use_threads
 from mmkt.learner import Learner
 from mmkt.model import Model, matches
 from mmkt.parts import ConfigError, Parts
+from mmkt.preparation import learn_vocabularies, open_manifest
 from mmkt.run import Run, environment, flat
 from mmkt.score import About, score
 from mmkt.start import start

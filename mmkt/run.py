@@ -18,6 +18,10 @@ from mmkt.experiment import Experiment
 PACKAGES = ("mmkt", "torch", "torchaudio", "torchvision", "transformers", "timm", "accelerate", "pyarrow", "numpy")
 
 
+# what a run leaves that ended before its first logged step: there is nothing to lose, another may take its place
+BEFORE_A_STEP = {"config.json", "environment.json", "bad_rows.jsonl", "tensorboard"}
+
+
 class Run:
     """``FOLDER/{config.json, environment.json, metrics.jsonl, best/, last/, tensorboard/}``.
 
@@ -25,7 +29,7 @@ class Run:
         folder: where it is.
         config: the resolved experiment.
         fingerprint: of the manifest.
-        resume: continue what is there; otherwise the folder has to be new or empty.
+        resume: continue what is there; otherwise the folder has to be new, or of a run that made no step.
 
     Raises:
         CheckpointError: the folder has something and ``resume`` is off; or it is resumed with other settings or data.
@@ -38,14 +42,15 @@ class Run:
             raise CheckpointError(problem)
         if distributed.rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not (self.folder / "config.json").exists():
+            if not resume:
                 (self.folder / "config.json").write_text(dump(config), encoding="utf-8")
             write_json(self.folder / "environment.json", environment() | {"seed": config.seed, "data": fingerprint})
         distributed.wait()
 
     def _problem(self, config: Experiment, fingerprint: str, resume: bool) -> str | None:
-        if not self.folder.exists() or not any(self.folder.iterdir()):
-            return f"there is no run to resume in {self.folder}" if resume else None
+        there = {file.name for file in self.folder.iterdir()} if self.folder.exists() else set()
+        if there <= BEFORE_A_STEP:
+            return f"there is no run to resume in {self.folder}: leave --resume out" if resume else None
         if not resume:
             return f"{self.folder} has a run already: --resume continues it, run=OTHER starts another, or delete the folder"
         if problem := changed(self.folder, config):

@@ -84,7 +84,7 @@ def _state(home: Path) -> str:
     if stands == "begun":
         return "nothing saved"
     if stands == "saved":
-        return f"stopped at step {read_json(home / 'last/state.json')['progress']['total']}"
+        return f"saved at step {read_json(home / 'last/state.json')['progress']['total']}"
     return f"finished, {read_json(home / 'last/state.json')['progress']['total']} steps"
 
 

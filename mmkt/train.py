@@ -76,7 +76,7 @@ def fit(
 def steps_of(train: Train, feed: Feed) -> int:
     """Optimiser steps: ``train.steps``, or what ``train.epochs`` passes over the streams' rows take."""
     if (train.steps is None) == (train.epochs is None):
-        raise ConfigError([("train", "give either train.steps or train.epochs")])
+        raise ConfigError([("train", "give either steps or epochs, null for the other: train.epochs=null train.steps=200")])
     if train.steps is not None:
         return train.steps
     streams = feed.streams()
@@ -175,7 +175,13 @@ class _Loop:
 
     def _refuse_unreached(self, phase: Phase) -> None:
         batch = next(self._batches(phase, self.at.step, min(self.at.step + 1, phase.steps))).to(self.accelerator.device)
-        missed = self.learner.unreached(batch)
+        try:
+            missed = self.learner.unreached(batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            words = f"a process has {batch.size} row(s) of it, and a batch norm needs two: raise it, or take another model"
+            raise ConfigError([("data.batch_size", words)]) from error
         if missed:
             tops = sorted({".".join(name.split(".")[:2]) for name in missed})
             raise TrainingError(

@@ -90,7 +90,7 @@ def test_runs_shows_states_figures_and_what_differs(capfd, tiny_settings, config
     found = {one["name"]: one for one in json.loads(out)["runs"]}
     assert found["a"]["settings"] == {"train.lr": 3e-3}
     assert found["a"]["state"] == "finished, 6 steps"
-    assert found["deep/c"]["state"] == "stopped at step 6"
+    assert found["deep/c"]["state"] == "saved at step 6"
     log = [json.loads(line) for line in (folder / "a/metrics.jsonl").read_text().splitlines()]
     assert found["a"]["figures"]["validation/kind/accuracy"] == max(line.get("validation/kind/accuracy", 0) for line in log)
     rows = [json.loads(line) for line in (folder / "a/best/evaluation-test/metrics.jsonl").read_text().splitlines()]

@@ -16,7 +16,7 @@ FLOORS = [
     ["data", "encoders", "fusion", "heads", "objectives", "transfer", "metrics"],
     ["space", "score", "report"],
     ["model"],
-    ["feed", "learner", "card", "start"],
+    ["preparation", "feed", "learner", "card", "start"],
     ["optim", "run", "resume", "evaluate", "stop", "sharding"],
     ["telemetry", "dry_run", "runs"],
     ["train"],

@@ -194,6 +194,61 @@ def test_folds_from_the_command_line(capfd, tiny_settings, config_file, tmp_path
     assert "no column 'speaker'" in refused(capfd, "folds", config_file(tiny_settings), "--by", "speaker")
 
 
+# ---------------------------------------------------------------- what newcomers tried
+
+
+def test_a_run_that_made_no_step_is_started_anew(capfd, tiny_settings, config_file, tmp_path):
+    data = with_rows(tiny_settings, tmp_path, lambda k, row: row.update(image=b"no picture"))
+    assert "no image format" in refused(capfd, "train", config_file(data))
+    assert (Path(data["run"]) / "config.json").is_file()
+    assert "there is no run to resume" in refused(capfd, "train", config_file(data), "--resume")
+    status, _, err = call(capfd, "train", config_file(tiny_settings), f"run={data['run']}")
+    assert status == 0, err
+    config = json.loads((Path(data["run"]) / "config.json").read_text())
+    assert config["data"]["manifest"] == tiny_settings["data"]["manifest"]
+    assert "has a run already" in refused(capfd, "train", config_file(tiny_settings), f"run={data['run']}")
+
+
+def test_a_setting_in_the_wrong_place_is_found(capfd, tiny_settings, config_file):
+    err = refused(capfd, "train", config_file(tiny_settings), "train.threads=1", "data.lr=1e-3")
+    assert "train.threads: there is no setting 'threads'; did you mean threads?" in err
+    assert "data.lr: there is no setting 'lr'; did you mean train.lr?" in err
+    assert "train.epochs=null train.steps=200" in refused(capfd, "train", config_file(tiny_settings), "train.epochs=1")
+
+
+def test_a_batch_of_one_and_a_batch_norm(capfd, tiny_settings, config_file):
+    words = ["data.batch_size=1", "model.encoders.image.model=resnet10t", "model.encoders.image.size=32"]
+    assert "data.batch_size: a process has 1 row(s) of it" in refused(capfd, "train", config_file(tiny_settings), *words)
+
+
+def test_files_that_are_read_as_text_are_said(capfd, tiny_settings, config_file, tmp_path):
+    data = with_rows(tiny_settings, tmp_path, lambda k, row: row.update(text=f"pictures/{k}.png"))
+    status, _, err = call(capfd, "train", config_file(data), "train.steps=1")
+    assert status == 0, err
+    assert "text: the column 'text' looks like image files, and is read as text" in err
+    assert "looks like" not in call(capfd, "train", config_file(tiny_settings), "train.steps=1", f"run={tmp_path}/plain")[2]
+
+
+def test_paths_with_backslashes_get_a_hint(capfd, tmp_path):
+    rows = "".join(f"{k},photos\\{k}.png\n" for k in range(30))
+    (tmp_path / "m.csv").write_text(f"id,photo\n{rows}")
+    status, out, _ = call(capfd, "data", "check", tmp_path / "m.csv")
+    assert status == 1
+    assert "parted by /" in " ".join(out.split())
+    assert "and 10 more problems (--json names all)" in out
+
+
+def test_no_split_at_all_is_no_problem(capfd, tmp_path):
+    (tmp_path / "m.csv").write_text("id,text\n1,a\n2,b\n")
+    status, out, _ = call(capfd, "data", "check", tmp_path / "m.csv")
+    assert status == 0
+    assert "no row names a split: data.fractions will share them out" in out
+    (tmp_path / "m.csv").write_text("id,text,split\n1,a,train\n2,b,\n")
+    status, out, _ = call(capfd, "data", "check", tmp_path / "m.csv")
+    assert status == 1
+    assert "1 rows have no split: name it in every row, or in none" in out
+
+
 # ---------------------------------------------------------------- bad input
 
 

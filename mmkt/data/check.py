@@ -23,6 +23,7 @@ from mmkt.data.manifest import Manifest, column_of
 
 UNNAMED = "(none)"  # a row without split, domain or group
 UNLABELLED = "(unlabelled)"
+SHOWN = 20  # problems on the screen
 EXAMPLES = 1000  # contents, and groups, that a report names; it counts all
 
 
@@ -133,10 +134,14 @@ def render(report: Report, console: Console) -> None:
                 f"{column}: {report.repeated[column]} contents in several splits, e.g. rows {', '.join(found[0][:6])}",
                 markup=False,
             )
+    if list(report.splits) == [UNNAMED]:
+        console.print("no row names a split: data.fractions will share them out, rows of one group together")
     if not report.content:
         console.print("media were not read: unreadable and duplicate files are unknown")
-    for problem in report.problems:
+    for problem in report.problems[:SHOWN]:
         console.print(f"problem: {problem}", style="red", markup=False)
+    if len(report.problems) > SHOWN:
+        console.print(f"and {len(report.problems) - SHOWN} more problems (--json names all)", style="red")
     if not report.problems:
         console.print("no problems found", style="green")
 
@@ -239,8 +244,8 @@ def _figures(values: np.ndarray) -> dict[str, float]:
 
 def _problems(report: Report, columns: Mapping[str, str]) -> list[str]:
     problems = [f"row {cell.row!r}, column {cell.column!r}: {cell.message}" for cell in report.unreadable]
-    if UNNAMED in report.splits:
-        problems.append(f"{report.splits[UNNAMED]} rows have no split")
+    if UNNAMED in report.splits and len(report.splits) > 1:
+        problems.append(f"{report.splits[UNNAMED]} rows have no split: name it in every row, or in none")
     for column, by_split in report.missing.items():
         problems += [f"{column!r} is missing in every row of {s!r}" for s, n in by_split.items() if n == report.splits[s]]
     for column, found in report.duplicates.items():

@@ -7,6 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from mmkt.data.columns import cells
 from mmkt.data.manifest import RESERVED, Manifest
 
@@ -34,11 +36,15 @@ def kinds(manifest: Manifest, texts: Iterable[str] = ()) -> dict[str, str]:
         if name in texts or name.rstrip("_0123456789") in TEXTS:
             found[name] = "text"
             continue
-        for cell in islice((cell for cell in cells(manifest.table[name]) if cell is not None), 20):
-            if kind := _kind(cell):
-                found[name] = kind
-                break
+        if kind := media_kind(manifest.table[name]):
+            found[name] = kind
     return found
+
+
+def media_kind(column: pa.ChunkedArray) -> str | None:
+    """The kind, image or audio, of files that one of the first twenty cells of a column looks like."""
+    first = islice((cell for cell in cells(column) if cell is not None), 20)
+    return next((kind for cell in first if (kind := _kind(cell))), None)
 
 
 def _kind(cell: Any) -> str | None:

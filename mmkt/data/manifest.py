@@ -69,9 +69,10 @@ def column_of(manifest: Manifest, column: str | Sequence[str]) -> pa.ChunkedArra
         parts = [column_of(manifest, name) for name in column]
         return pa.chunked_array(pa.table(parts, list(column)).to_struct_array())
     if column not in names:
-        near = get_close_matches(column, names, 1)
+        own = [n for n in names if n not in RESERVED or manifest.table[n].null_count < len(manifest.table)]
+        near = get_close_matches(column, own, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ManifestError(f"the manifest has no column {column!r}{hint}: it has {', '.join(names)}")
+        raise ManifestError(f"the manifest has no column {column!r}{hint}: it has {', '.join(own)}")
     return manifest.table[column]
 
 

@@ -36,7 +36,8 @@ def fetch(cell: Any, root: str | Path) -> bytes:
         archive, member = _open(cell, root)
         return archive.read(member)
     except OSError as error:
-        raise MediaError(f"cannot read the file {Path(root, cell)}: {error.strerror or error}") from None
+        hint = " (in a manifest folders are parted by /, not by \\)" if "\\" in cell else ""
+        raise MediaError(f"cannot read the file {Path(root, cell)}: {error.strerror or error}{hint}") from None
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
         raise MediaError(f"cannot read {cell} in {root}: {error}") from None
 
