@@ -25,10 +25,11 @@ from mmkt.data.check import Unreadable
 from mmkt.data.collate import Collate, Cuts
 from mmkt.data.columns import cells, codes
 from mmkt.data.kinds import media_kind
+from mmkt.data.labels import labels
 from mmkt.data.limits import Limits
 from mmkt.data.manifest import Manifest
 from mmkt.data.mapped import release
-from mmkt.data.rows import Rows, labels
+from mmkt.data.rows import Rows
 from mmkt.experiment import Data
 from mmkt.model import Model
 from mmkt.parts import ConfigError

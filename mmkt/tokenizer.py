@@ -67,14 +67,7 @@ def learn(
     chosen = [cells.take(splits.rows_of(table, split)) for split in of] if named is None else [named]
     if not (count := sum(1 for _ in _texts(chosen))):
         raise ConfigError(f"the column {column!r} has no text in {' and '.join(of)}; name another with --column or --splits")
-    found = Tokenizer(models.WordPiece(unk_token=SPECIAL["unk_token"]))
-    found.normalizer, found.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=list(SPECIAL.values()), show_progress=False)
-    found.train_from_iterator(_texts(chosen), trainer)
-    ends = [(token, found.token_to_id(token)) for token in (SPECIAL["cls_token"], SPECIAL["sep_token"])]
-    found.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
-    )
+    found = _trained(_texts(chosen), vocabulary)
     config = BertConfig(
         vocab_size=found.get_vocab_size(),
         hidden_size=width,
@@ -90,6 +83,18 @@ def learn(
         tokenizer.save_pretrained(new)
         config.save_pretrained(new)
     return Learned(out, count, found.get_vocab_size(), list(of) if named is None else [])
+
+
+def _trained(texts: Iterator[str], vocabulary: int) -> Tokenizer:
+    found = Tokenizer(models.WordPiece(unk_token=SPECIAL["unk_token"]))
+    found.normalizer, found.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=list(SPECIAL.values()), show_progress=False)
+    found.train_from_iterator(texts, trainer)
+    ends = [(token, found.token_to_id(token)) for token in (SPECIAL["cls_token"], SPECIAL["sep_token"])]
+    found.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    return found
 
 
 def _texts(columns: Sequence[pa.ChunkedArray]) -> Iterator[str]:

@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader
 from mmkt.data.cache import Cache
 from mmkt.data.collate import Collate
 from mmkt.data.decode import DecodeError, Limits
+from mmkt.data.labels import labels
 from mmkt.data.manifest import ManifestError, from_rows
 from mmkt.data.media import MediaError
-from mmkt.data.rows import Draw, Rows, labels, load
+from mmkt.data.rows import Draw, Rows, load
 from mmkt.data.sampling import Stream, TrainSampler
 from mmkt.types import Processor
 
