@@ -76,7 +76,9 @@ def fit(
 def steps_of(train: Train, feed: Feed) -> int:
     """Optimiser steps: ``train.steps``, or what ``train.epochs`` passes over the streams' rows take."""
     if (train.steps is None) == (train.epochs is None):
-        raise ConfigError([("train", "give either train.steps or train.epochs, null for the other (train.epochs=null train.steps=200)")])
+        raise ConfigError(
+            [("train", "give either train.steps or train.epochs, null for the other (train.epochs=null train.steps=200)")]
+        )
     if train.steps is not None:
         return train.steps
     streams = feed.streams()
