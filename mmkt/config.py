@@ -130,8 +130,8 @@ def plain(value: Any) -> Any:
 class _Check:
     """Walks data and annotations together and gathers every mistake."""
 
-    def __init__(self, parts: Parts, section: type[Section]):
-        self.parts, self.places = parts, list(_places(section))
+    def __init__(self, parts: Parts, section: type[Section]):  # of the whole file
+        self.parts, self.whole = parts, section
         self.problems: list[tuple[str, str]] = []
 
     def wrong(self, path: str, text: str) -> None:
@@ -168,7 +168,7 @@ class _Check:
         found: dict[str, Any] = {}
         for key in value:
             if key not in fields:
-                elsewhere = [place for place in self.places if place.rpartition(".")[2] == key]
+                elsewhere = [place for place in _places(self.whole) if place.rpartition(".")[2] == key]
                 hint = f"; did you mean {elsewhere[0]}?" if elsewhere else nearest(key, fields)
                 allowed = f"; allowed: {', '.join(fields)}" if fields else "; it has no settings"
                 self.wrong(_join(path, key), f"there is no setting {key!r}{hint}{allowed}")

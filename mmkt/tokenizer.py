@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, PreTrainedTokenizerFast
 
 from mmkt.checkpoint import atomic
 from mmkt.data import manifest as manifests
 from mmkt.data import splits
+from mmkt.data.columns import cells, is_absent
 from mmkt.parts import ConfigError
 
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
@@ -62,11 +63,15 @@ def learn(
     if width % heads:
         raise ConfigError(f"{heads} heads do not divide a width of {width}; give --heads one that does")
     table = manifests.read(manifest)
-    cells = manifests.column_of(table, column)
-    named = cells if not len(table.table["split"].drop_null()) else None
-    chosen = [cells.take(splits.rows_of(table, split)) for split in of] if named is None else [named]
+    texts = manifests.column_of(table, column)
+    if table.table["split"].null_count == len(table.table):
+        of, chosen = [], [texts]
+    else:
+        chosen = [texts.take(splits.rows_of(table, split)) for split in of]
     if not (count := sum(1 for _ in _texts(chosen))):
-        raise ConfigError(f"the column {column!r} has no text in {' and '.join(of)}; name another with --column or --splits")
+        raise ConfigError(
+            f"the column {column!r} has no text in {' and '.join(of) or 'it'}; name another with --column or --splits"
+        )
     found = _trained(_texts(chosen), vocabulary)
     config = BertConfig(
         vocab_size=found.get_vocab_size(),
@@ -82,7 +87,7 @@ def learn(
     with atomic(out) as new:
         tokenizer.save_pretrained(new)
         config.save_pretrained(new)
-    return Learned(out, count, found.get_vocab_size(), list(of) if named is None else [])
+    return Learned(out, count, found.get_vocab_size(), list(of))
 
 
 def _trained(texts: Iterator[str], vocabulary: int) -> Tokenizer:
@@ -99,9 +104,5 @@ def _trained(texts: Iterator[str], vocabulary: int) -> Tokenizer:
 
 def _texts(columns: Sequence[pa.ChunkedArray]) -> Iterator[str]:
     """Every text of some columns, those of a list one by one."""
-    for column in columns:
-        flat = pc.list_flatten(column) if pa.types.is_list(column.type) else column
-        for chunk in flat.chunks:
-            for cell in chunk.drop_null():
-                if text := str(cell.as_py()):
-                    yield text
+    for cell in chain.from_iterable(map(cells, columns)):
+        yield from (str(text) for text in (cell if isinstance(cell, list) else [cell]) if not is_absent(text))

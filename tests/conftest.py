@@ -7,6 +7,7 @@ import io
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries read it
+os.environ["OMP_NUM_THREADS"] = "1"  # two tests run at a time: more threads than cores wait for one another
 
 from pathlib import Path
 

@@ -124,6 +124,8 @@ def sharded(tmp_path_factory, tiny_manifest, tiny_bert) -> Path:
     for name, data, steps in (("deaf_rank", deaf, 6), ("thawed", thawed, 4), ("normed", normed, 4)):
         data["train"] |= {"steps": steps, "lr": 1e-4, "evaluate_every": steps // 2, "save_every": steps // 2}
         (folder / f"{name}.json").write_text(json.dumps(data))
+    found["deaf_rank"]["train"] |= {"steps": 20, "evaluate_every": 20, "save_every": 20}
+    (folder / "long.json").write_text(json.dumps(found["deaf_rank"]))
     for world in (2, 1):
         start(world, "sharded", folder)
     return folder
@@ -146,6 +148,12 @@ def test_fsdp2_gives_the_run_of_one_process(sharded, name):
     np.testing.assert_allclose(losses(two), losses(one), atol=1e-5, rtol=0)
     for file in ("best/model", "last/learner", "last/optimizer"):
         assert_close(tensors(one / f"{file}.safetensors"), tensors(two / f"{file}.safetensors"), atol=1e-5, rtol=0)
+
+
+def test_fsdp2_gives_the_curve_of_one_process(sharded):
+    one, two = losses(sharded / "long-1"), losses(sharded / "long-2")
+    assert len(one) == 20
+    np.testing.assert_allclose(two, one, atol=1e-5, rtol=0)
 
 
 def reloaded(folder: Path, name: str) -> tuple[Learner, Feed]:

@@ -398,8 +398,14 @@ def test_a_side_that_is_not_there_is_refused(tmp_path):
 
 
 def test_texts_longer_than_the_model_are_refused_or_cut(tmp_path):
-    with pytest.raises(ValueError, match=r"max_tokens: 80 is more than .* takes; up to 24 are allowed"):
+    with pytest.raises(ValueError, match=r"max_tokens: 80 is not what .* takes; up to 24 are allowed"):
         make("clip, text", tmp_path / "clip", max_tokens=80)
+    with pytest.raises(ValueError, match=r"max_tokens: 24 is not what .* takes; up to 23 are allowed"):  # RoBERTa's positions
+        make("clap, text", tmp_path / "clap", max_tokens=24)
+    whole = make("clap, text", tmp_path / "clap")
+    assert whole(whole.processor().pad([whole.processor()("what " * 40)])).mask.sum() == whole.max_tokens
+    with pytest.raises(ValueError, match=r"max_tokens: 8 is not what .* takes; 24 alone, padding included, are allowed"):
+        make("siglip, text", tmp_path / "siglip", max_tokens=8)
     encoder = make("clip, text", tmp_path / "clip")
     inputs = encoder.processor().pad([encoder.processor()("what " * 40)])
     assert inputs["input_ids"].shape == (1, 24)

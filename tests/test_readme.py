@@ -41,6 +41,7 @@ def desk(tmp_path_factory) -> Path:
         config = yaml.safe_load(file.read_text())
         config["train"] = {name: value for name, value in config["train"].items() if name != "epochs"} | {"steps": 2}
         config["evaluate"] = {"resamples": 10}
+        config["threads"] = 1
         if file.stem == "numerals":
             config["data"]["source"] = {"name": "numerals", "rows": 64, "validation": 20, "test": 30}
         if file.stem == "digits":

@@ -25,15 +25,18 @@ def write(pieces: Iterable[tuple[str, pa.Table]], path: Path) -> None:
         ValueError: there are no rows, or their columns change on the way.
     """
     counts: Counter[str] = Counter()
-    seen: set[str | None] = {None}
+    given, seen = 0, set()  # rows that come with an id, and their different ones
 
     def identified() -> Iterator[pa.Table]:
+        nonlocal given
         for name, table in pieces:
-            if "id" not in table.column_names:
+            if "id" in table.column_names:
+                given += len(table)
+                seen.update(table["id"].drop_null().to_pylist())
+            else:
                 made = [f"{name}-{counts[name] + k}" for k in range(len(table))]
                 table = table.add_column(0, "id", pa.array(made, pa.string()))
             counts[name] += len(table)
-            seen.update(table["id"].to_pylist())
             yield table
 
     first, second = (path.with_name(f"{path.name}.{os.getpid()}{more}") for more in ("", ".ids"))
@@ -41,7 +44,7 @@ def write(pieces: Iterable[tuple[str, pa.Table]], path: Path) -> None:
         _store(identified(), first)
         if not counts.total():
             raise ValueError("there are no rows")
-        if len(seen) <= counts.total():  # it holds None too
+        if len(seen) < given:
             _store(_identified_anew(first, [f"{name}-{k}" for name, n in counts.items() for k in range(n)]), second)
             second.replace(first)
         first.replace(path)

@@ -77,9 +77,7 @@ class HfAudio(Encoder):
     def forward(self, inputs: Mapping[str, Tensor]) -> Encoded:
         """Encode N clips."""
         known = {"waveform": inputs["waveform"], "lengths": inputs["lengths"]}
-        if known["waveform"].ndim == 3:
-            return read_windows(self._read, known, known["lengths"])
-        return self._read(known)
+        return read_windows(self._read, known, known["lengths"])
 
     def _read(self, known: Mapping[str, Tensor]) -> Encoded:
         waveform, lengths = known["waveform"].float(), known["lengths"]

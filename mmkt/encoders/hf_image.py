@@ -71,9 +71,9 @@ class HfImage(Encoder):
         mean, std = _normalisation(self.images)
         self.register_buffer("mean", mean[:, None, None])
         self.register_buffer("std", std[:, None, None])
-        model_of_images = hf_body.inner(self.body)
-        other = self.side != getattr(model_of_images.config, "image_size", self.side)
-        known = inspect.signature(model_of_images.forward).parameters
+        inner = hf_body.inner(self.body)
+        other = self.side != getattr(inner.config, "image_size", self.side)
+        known = inspect.signature(inner.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if other and "interpolate_pos_encoding" in known else {}
         if assets is None:  # a checkpoint's has passed
             self._refuse_summary(model)

@@ -50,13 +50,13 @@ class HfText(Encoder):
             pooling: the model's own summary (a two-sided model's embedding; the others' is the mean), the mean over tokens,
                 the first or the last token.
             max_tokens: of a window, with the tokenizer's special tokens; by default 128, or what the model takes if that is
-                less. SigLIP always reads as many as it takes.
+                less. SigLIP reads as many as it takes, no fewer.
             windows: a longer text is read in up to that many consecutive windows, what is beyond them is cut. Its tokens
                 are those of all windows; its summary is the mean of theirs, weighted by their tokens.
             pairs: a cell's list of two strings is one input with the tokenizer's separator, not two items.
 
         Raises:
-            ValueError: the model can't be had or has no text side, takes fewer tokens, or windows can't be made of the text.
+            ValueError: the model can't be had or has no text side, takes another number of tokens, or no windows can be made.
         """
         super().__init__()
         self.tokenizer, self.body = hf_body.load(
@@ -78,19 +78,20 @@ class HfText(Encoder):
             raise ValueError(f"windows: {windows} does not go with {found}; set windows: 1")
 
     def _most(self, model: str, asked: int | None) -> int:
-        """Tokens of a window."""
-        config = hf_body.inner(self.body).config
-        most = min(getattr(config, "max_position_embeddings", 1 << 20), self.tokenizer.model_max_length)
-        if asked is not None and asked > most:
-            raise ValueError(f"max_tokens: {asked} is more than {model!r} takes; up to {most} are allowed")
-        return most if self.full_length else asked or min(128, most)
+        """Tokens of a window; what the tokenizer was saved with is a default, what the body has positions for a limit."""
+        most = hf_body.positions(self.body)
+        if asked is not None and most is not None and (asked > most or (self.full_length and asked < most)):
+            allowed = f"{most} alone, padding included," if self.full_length else f"up to {most}"
+            raise ValueError(f"max_tokens: {asked} is not what {model!r} takes; {allowed} are allowed")
+        if self.full_length:
+            assert most is not None, "SigLIP has learned positions"
+            return most
+        return asked or min(128, most or 128, self.tokenizer.model_max_length)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Encoded:
         """Encode N texts."""
         known = {k: v for k, v in inputs.items() if k in ("input_ids", "inputs_embeds", "token_type_ids", "attention_mask")}
-        if known["attention_mask"].ndim == 3:
-            return read_windows(self._read, known, known["attention_mask"].sum(2))
-        return self._read(known)
+        return read_windows(self._read, known, known["attention_mask"].sum(-1))
 
     def _read(self, known: Mapping[str, Tensor]) -> Encoded:
         mask = known["attention_mask"].bool()

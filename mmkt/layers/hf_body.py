@@ -100,6 +100,17 @@ def width(body: Any) -> int:
     return sizes[-1] if sizes else body.config.hidden_size
 
 
+def positions(body: Any) -> int | None:
+    """Tokens that a text body has positions for; None where any number will do."""
+    found = getattr(inner(body).config, "max_position_embeddings", None)
+    if not found or found < 0:
+        return None
+    # RoBERTa and its kin count positions from behind the padding's
+    table = next((m for name, m in body.named_modules() if name.endswith("position_embeddings")), None)
+    padding = getattr(table, "padding_idx", None)
+    return found if padding is None else found - padding - 1
+
+
 def checkpoint_gradients(body: Any) -> None:
     """Have every layer computed again in backward.
 

@@ -10,14 +10,16 @@ from mmkt.types import Encoded
 
 
 def read_windows(read: Callable[[Mapping[str, Tensor]], Encoded], inputs: Mapping[str, Tensor], sizes: Tensor) -> Encoded:
-    """Read the windows that there are, each alone, and put each item's tokens one after another.
+    """Read N items; of those in several windows the windows that there are, each alone, their tokens one after another.
 
     Args:
         read: encodes a batch of windows.
-        inputs: (N, K, …) of N items in K windows.
-        sizes: (N, K), how much a window holds (tokens, samples), 0 where there is none; an item's summary is the mean of
-            its windows' in proportion to it.
+        inputs: (N, …), or (N, K, …) of N items in K windows.
+        sizes: (N,), or (N, K): how much a window holds (tokens, samples), 0 where there is none; an item's summary is the
+            mean of its windows' in proportion to it.
     """
+    if sizes.ndim == 1:
+        return read(inputs)
     there = sizes > 0
     found = read({name: x[there] for name, x in inputs.items()})
     tokens, mask, pooled = (x.new_zeros(*sizes.shape, *x.shape[1:]) for x in found[:3])  # (N, K, L, W), (N, K, L), (N, K, W)
