@@ -12,6 +12,8 @@ from typing import Any
 
 from mmkt.arguments import parser
 
+JSON = {"table": '{"age": 61}', "features": "[0.1, 0.2]"}  # kinds of cells that are typed as JSON, each with an example
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0, 2 for a mistake in what was typed or read, 75 for a training to resume, 130 when interrupted."""
@@ -162,8 +164,8 @@ def predict(options: argparse.Namespace) -> None:
     model = Model.from_pretrained(options.checkpoint, options.plugins)
     if not cells:
         raise ValueError(f"give one modality or more: {' '.join(f'--{m} …' for m in model.modalities)}")
-    tables = [m for m, encoder in model.encoders.items() if encoder.kind == "table" and m in cells]
-    answer = model.predict([cells | {m: _records(m, cells[m]) for m in tables}])[0]
+    typed = {m: JSON[encoder.kind] for m, encoder in model.encoders.items() if encoder.kind in JSON and m in cells}
+    answer = model.predict([cells | {m: _parsed(m, cells[m], example) for m, example in typed.items()}])[0]
     if options.json:
         print(json.dumps(answer))
     else:
@@ -171,12 +173,12 @@ def predict(options: argparse.Namespace) -> None:
             print(f"{task}: {found['prediction']}" + (f" ({found['confidence']:.1%})" if "confidence" in found else ""))
 
 
-def _records(name: str, words: str | list[str]) -> Any:
-    """A table's record, or several, out of JSON."""
+def _parsed(name: str, words: str | list[str], example: str) -> Any:
+    """What is typed as JSON, or several of it."""
     try:
         return [json.loads(word) for word in words] if isinstance(words, list) else json.loads(words)
     except json.JSONDecodeError as error:
-        raise ValueError(f"--{name} takes JSON, such as '{{\"age\": 61}}', found {words!r}: {error}") from None
+        raise ValueError(f"--{name} takes JSON, such as '{example}', found {words!r}: {error}") from None
 
 
 def list_parts(options: argparse.Namespace) -> None:
@@ -246,7 +248,8 @@ def check_data(options: argparse.Namespace) -> None:
     from mmkt.data.kinds import kinds
 
     table = manifest.read(options.manifest)
-    report = check.check(table, kinds(table), options.labels, content=not options.no_content)
+    columns = {name: kind for name, kind in kinds(table).items() if name not in options.labels}
+    report = check.check(table, columns, options.labels, content=not options.no_content)
     if options.json:
         print(json.dumps(report.as_dict()))
     else:

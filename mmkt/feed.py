@@ -153,6 +153,8 @@ class Feed:
         column = manifests.column_of(self.manifest, self.columns[m])
         if self.processors[m].kind == "text":
             sizes = (len(str(cell or "")) for cell in cells(column))
+        elif self.processors[m].kind == "features":
+            sizes = (len(cell or ()) for cell in cells(column))  # tokens; one vector is as long as any other
         else:
             sizes = (media.size(cell, self.manifest.root) for cell in cells(column))
         return np.fromiter(sizes, dtype=np.int64, count=len(column))

@@ -112,7 +112,8 @@ class Model(nn.Module):
         Args:
             rows: each a mapping from modality to a text, a picture (PIL image, array, path or bytes), a sound (waveform
                 at the encoder's rate, ``(waveform, rate)``, path or bytes), a table's record (a dict by column, any of which
-                may be left out), or a list of them; any may be left out.
+                may be left out), a vector or a sequence of vectors (list, array or tensor), or a list of them; any may be
+                left out.
             batch_size: rows at a time.
 
         Returns:

@@ -132,14 +132,15 @@ class Phase(NamedTuple):
 class Processor(ABC):
     """From one raw item to tensors, and from many to a padded batch. Pickles, so that workers can have it."""
 
-    kind: ClassVar[str]  # "text", "image", "audio", "table": which decoder its items come through
+    kind: ClassVar[str]  # "text", "image", "audio", "table", "features": which decoder its items come through
     rate: int  # Hz, of a processor of kind "audio"
     columns: Mapping[str, str]  # "number" or "category" by column, of a processor of kind "table"
+    width: int  # numbers a vector, of a processor of kind "features"
     draws: bool = True  # False: a view is the plain item, no random number is drawn for it
 
     @abstractmethod
     def __call__(self, item: Any, view: str | None = None) -> dict[str, Tensor]:
-        """Tensors of one item: a str, a PIL image (RGB) or a mono waveform (T,) at ``rate``.
+        """Tensors of one item: a str, a PIL image (RGB), a mono waveform (T,) at ``rate``, vectors (T, ``width``).
 
         Args:
             item: what the decoder of this kind gives (of a table a dict by column); it may be kept for the next epoch, so
@@ -157,7 +158,7 @@ class Processor(ABC):
         """
 
     def whole(self, cell: Any) -> bool:
-        """Whether a list in a cell is one item of this processor (a sentence pair), not several items."""
+        """Whether a list in a cell is one item of this processor (a sentence pair, a vector), not several items (two pairs)."""
         return False
 
 

@@ -39,7 +39,7 @@ class Letters(Processor):
         return {"input_ids": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)}
 
     def whole(self, cell):
-        return self.pairs
+        return self.pairs and not any(isinstance(part, list) for part in cell)
 
 
 class Pixels(Processor):

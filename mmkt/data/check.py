@@ -15,7 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mmkt.data import limits as texts
-from mmkt.data import media
+from mmkt.data import media, vectors
 from mmkt.data.columns import cells, codes, is_absent
 from mmkt.data.duplicates import across, digest, whole
 from mmkt.data.limits import USUAL, DecodeError, Limits
@@ -72,7 +72,7 @@ def check(
 
     Args:
         manifest: what to look at.
-        columns: kind ("text", "image", "audio") of each media column.
+        columns: kind ("text", "image", "audio", "features") of each media column.
         labels: label columns.
         content: fetch and decode every cell, with a progress bar on stderr; otherwise only texts and bytes are compared.
         limits: what one item may hold.
@@ -177,15 +177,18 @@ def _look(
     """Of one column: each row's digest, (n, 2), which rows lack it, (n,) bool, unreadable cells."""
     found, ids = column_of(manifest, column), manifest.table["id"]
     digests, absent, unreadable = bytearray(16 * len(found)), np.zeros(len(found), dtype=bool), []
-    stderr = Console(stderr=True)
+    stderr, width = Console(stderr=True), vectors.usual_width(found) if kind == "features" else 0
     looking = track(cells(found), f"reading {column}", len(found), console=stderr, disable=not content, transient=True)
     for row, value in enumerate(looking):
         if is_absent(value):
             absent[row] = True
             continue
-        items = value if isinstance(value, list) else [value]
+        items = value if isinstance(value, list) and kind != "features" else [value]
         try:
-            parts = [_content(item, kind, manifest.root, content, limits) for item in items if not is_absent(item)]
+            if kind == "features":
+                parts: list[bytes | None] = [vectors.array(value, width).tobytes()]
+            else:
+                parts = [_content(item, kind, manifest.root, content, limits) for item in items if not is_absent(item)]
         except (DecodeError, media.MediaError) as error:
             unreadable.append(Unreadable(ids[row].as_py(), column, str(error)))
             parts = [None]

@@ -12,13 +12,14 @@ import pyarrow.compute as pc
 from mmkt.data.mapped import ManifestError, release
 
 ROWS = 8192  # that are Python objects at one time
+BYTES = 32_000_000  # of cells that are: numbers in lists take eight times their room
 Columnar = TypeVar("Columnar", pa.Table, pa.ChunkedArray)
 
 
-def slices(whole: Columnar) -> Iterator[Columnar]:
-    """Successive ``ROWS`` rows; what was read of a mapped file does not stay in memory."""
-    for number, start in enumerate(range(0, len(whole), ROWS), 1):
-        yield whole.slice(start, ROWS)
+def slices(whole: Columnar, rows: int = ROWS) -> Iterator[Columnar]:
+    """Successive rows, so many at a time; what was read of a mapped file does not stay in memory."""
+    for number, start in enumerate(range(0, len(whole), rows), 1):
+        yield whole.slice(start, rows)
         if number % 16 == 0:
             release()
     release()
@@ -26,7 +27,7 @@ def slices(whole: Columnar) -> Iterator[Columnar]:
 
 def cells(column: pa.ChunkedArray) -> Iterator[Any]:
     """All cells as Python objects."""
-    for part in slices(column):
+    for part in slices(column, max(1, min(ROWS, BYTES * len(column) // max(1, column.nbytes)))):
         yield from part.to_pylist()
 
 

@@ -1,4 +1,4 @@
-"""From bytes (or things in memory) to what a processor takes: a str, an RGB picture, a mono waveform, a table's record."""
+"""From bytes (or things in memory) to what a processor takes: str, RGB picture, mono waveform, a table's record, vectors."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 from mmkt.data.limits import USUAL, DecodeError, Limits, text
+from mmkt.data.vectors import array
 from mmkt.parts import nearest
 
-__all__ = ["USUAL", "DecodeError", "Limits", "audio", "image", "picture", "record", "text", "waveform"]
+__all__ = ["USUAL", "DecodeError", "Limits", "audio", "image", "picture", "record", "text", "vectors", "waveform"]
 
 LARGEST = torch.finfo(torch.float32).max
 LOUDEST = 4.0  # lossy decoders overshoot 1 a little; far above it, a float file was not scaled to [−1, 1]
@@ -55,6 +56,28 @@ def _value(value: Any, name: str, kind: str) -> float | str | bool | Decimal | N
         allowed = "numbers" if kind == "number" else "strings, numbers, true and false"
         raise DecodeError(f"{name!r} holds {allowed}, not {type(value).__name__} {str(value)[:40]!r}")
     return value
+
+
+def vectors(cell: Any, width: int) -> Tensor:
+    """Vectors of numbers, (T, W) float32.
+
+    Args:
+        cell: W numbers, or T lists of W numbers: lists, an array or a tensor, (W,) or (T, W), or a list of such (W,).
+        width: W.
+
+    Raises:
+        DecodeError: as ``vectors.array``.
+    """
+    if isinstance(cell, list):
+        cell = [_in_numpy(part) for part in cell]
+    return torch.from_numpy(array(_in_numpy(cell), width))
+
+
+def _in_numpy(value: Any) -> Any:
+    """A tensor as an array, all else as it is; numpy has no bfloat16."""
+    if not isinstance(value, Tensor):
+        return value
+    return (value.float() if value.is_floating_point() else value).numpy(force=True)
 
 
 def image(data: bytes, limits: Limits = USUAL) -> Image.Image:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from mmkt.data.columns import cells
 from mmkt.data.manifest import RESERVED, Manifest
+from mmkt.data.vectors import is_vectors
 
 TEXTS = ("text", "question", "sentence", "caption")
 _SUFFIXES = {
@@ -27,7 +28,8 @@ def kinds(manifest: Manifest, texts: Iterable[str] = ()) -> dict[str, str]:
     """Guess the media columns and their kinds, from path endings and the first bytes of what is in cells.
 
     Text columns cannot be told from labels: only those named text, question, sentence or caption (perhaps with a
-    number) or in ``texts`` are taken.
+    number) or in ``texts`` are taken. Lists of floating-point numbers, and lists of lists of numbers, are features; a list
+    of whole numbers or strings may be a label.
     """
     found = {}
     for name in manifest.table.column_names:
@@ -38,6 +40,8 @@ def kinds(manifest: Manifest, texts: Iterable[str] = ()) -> dict[str, str]:
             continue
         if kind := media_kind(manifest.table[name]):
             found[name] = kind
+        elif is_vectors(manifest.table[name].type):
+            found[name] = "features"
     return found
 
 

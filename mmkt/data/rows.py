@@ -187,9 +187,9 @@ def load(cell: Any, processor: Processor, root: str | Path, limits: Limits = USU
     Args:
         cell: what a manifest holds (a text; bytes, a path or a dict for media; a table's dict by column), or in memory
             a PIL image, an array or tensor (pictures as ``decode.picture`` takes them; waveforms at the processor's
-            rate), or (waveform, rate).
+            rate; vectors), or (waveform, rate).
         processor: its ``kind`` says how to decode, its ``rate`` (Hz) what to resample sound to, its ``columns``
-            what a table may hold.
+            what a table may hold, its ``width`` how many numbers a vector has.
         root: the folder that paths are relative to.
         limits: what one item may hold.
 
@@ -200,6 +200,8 @@ def load(cell: Any, processor: Processor, root: str | Path, limits: Limits = USU
     kind = processor.kind
     if kind == "table":
         return decode.record(cell, processor.columns)
+    if kind == "features":
+        return decode.vectors(cell, processor.width)
     if isinstance(cell, list):  # one item made of several: a pair of sentences
         return [load(part, processor, root, limits) for part in cell]
     if kind == "text":
@@ -219,8 +221,8 @@ def load(cell: Any, processor: Processor, root: str | Path, limits: Limits = USU
 
 
 def _items(cell: Any, processor: Processor) -> list[Any]:
-    """What a cell holds: a list's items, where the list is not one item itself (a pair; two pairs are two items)."""
-    if isinstance(cell, list) and (any(isinstance(item, list) for item in cell) or not processor.whole(cell)):
+    """What a cell holds: a list's items, where the list is not one item itself (a pair, a vector)."""
+    if isinstance(cell, list) and not processor.whole(cell):
         return [item for item in cell if not is_absent(item)]
     return [cell]
 

@@ -139,7 +139,7 @@ class _Tokens(Processor):
         self.full_length = full_length  # padding is part of the text
 
     def whole(self, cell: Any) -> bool:
-        return self.pairs and len(cell) == 2
+        return self.pairs and len(cell) == 2 and not any(isinstance(part, list) for part in cell)  # two pairs are two items
 
     def __call__(self, item: str | Sequence[str], view: str | None = None) -> dict[str, Tensor]:
         """Windows (K, L) of one text, and whether some of it is beyond them."""
