@@ -177,16 +177,19 @@ class Synthetic(Source):
     def _column(self, name: str, split: str, signs: np.ndarray) -> pa.Array:
         """(n,) lists of float32, or lists of ``tokens`` lists; null where lost."""
         n, count = len(signs), max(1, self.tokens)
-        direction = self._random(name, "direction").standard_normal(self.dim)
-        direction *= self.strength[name] / np.sqrt(count) / np.linalg.norm(direction)
         is_noisy = self._random(split, name, "noisy").random(n) < (self.noisy_rate if name == self.noisy else 0.0)
         x = self._random(split, name, "noise").standard_normal((n, count, self.dim))
         x *= np.where(is_noisy, self.noise, 1.0)[:, None, None]
-        x += signs[:, None, None] * direction
+        x += signs[:, None, None] * (self.strength[name] / np.sqrt(count) * self.direction(name))
         if name == self.noisy:
             x = np.concatenate([x, np.broadcast_to(is_noisy[:, None, None], (n, count, 1))], 2)
         lost = self._random(split, name, "lost").random(n) < self._lost(name, split, signs)
         return _lists(x.astype(np.float32), lost, self.tokens > 0)
+
+    def direction(self, name: str) -> np.ndarray:
+        """u, the unit vector (dim,) along which a modality shows its sign."""
+        u = self._random(name, "direction").standard_normal(self.dim)
+        return u / np.linalg.norm(u)
 
     def _random(self, *parts: str) -> np.random.Generator:
         return np.random.default_rng(seed_of(self.seed, *parts))
