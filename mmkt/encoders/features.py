@@ -100,8 +100,7 @@ class _Vectors(Processor):
 
     def whole(self, cell: Any) -> bool:
         """A vector, or a list of vectors; a list of those is several items."""
-        first = next((part for part in cell if part is not None), None)
-        return not (isinstance(first[0] if isinstance(first, list) and first else None, list) or getattr(first, "ndim", 0) > 1)
+        return _levels(cell) <= 2
 
     def __call__(self, item: Tensor, view: str | None = None) -> dict[str, Tensor]:
         """``vectors`` (T, W) of one item."""
@@ -112,6 +111,13 @@ class _Vectors(Processor):
         lengths = torch.tensor([len(item["vectors"]) for item in items])
         vectors = nn.utils.rnn.pad_sequence([item["vectors"] for item in items], batch_first=True)
         return {"vectors": vectors, "mask": torch.arange(vectors.shape[1]) < lengths[:, None]}
+
+
+def _levels(cell: Any) -> int:
+    """How deep lists and arrays go, by the first things in them."""
+    if isinstance(cell, list):
+        return 1 + _levels(next((part for part in cell if part is not None), None))
+    return getattr(cell, "ndim", 0)
 
 
 def _is_list(kind: pa.DataType) -> bool:
