@@ -342,3 +342,16 @@ def test_the_desk_knows_features(capfd, crowd, config_file):
     assert json.loads(out)["encoders"]["features"]["settings"] == {"standardize": "False"}
     status, out, _ = call(capfd, "data", "check", crowd["data"]["manifest"], "--labels", "kind", "--json")
     assert json.loads(out)["missing"]["gait"]["train"] == 120
+
+
+def test_long_cells_are_few_objects_at_a_time(monkeypatch):
+    from mmkt.data import columns
+
+    wide = column([[1.0] * 1000] * 100)
+    monkeypatch.setattr(columns, "BYTES", 80_000)
+    sizes = [len(part) for part in columns.slices(wide, 7)]
+    assert sizes == [7] * 14 + [2]
+    asked = []
+    monkeypatch.setattr(columns, "slices", lambda whole, rows: asked.append(rows) or [whole])
+    assert len(list(columns.cells(wide))) == 100
+    assert asked == [9]  # of 8,004 bytes each

@@ -16,8 +16,9 @@ BYTES = 32_000_000  # of cells that are: numbers in lists take eight times their
 Columnar = TypeVar("Columnar", pa.Table, pa.ChunkedArray)
 
 
-def slices(whole: Columnar, rows: int = ROWS) -> Iterator[Columnar]:
-    """Successive rows, so many at a time; what was read of a mapped file does not stay in memory."""
+def slices(whole: Columnar, rows: int | None = None) -> Iterator[Columnar]:
+    """Successive rows, so many (``ROWS``) at a time; what was read of a mapped file does not stay in memory."""
+    rows = rows or ROWS
     for number, start in enumerate(range(0, len(whole), rows), 1):
         yield whole.slice(start, rows)
         if number % 16 == 0:
