@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mmkt.parts import ROOMS, ConfigError, Parts, nearest
+from mmkt.parts import HOME, ROOMS, ConfigError, Parts, nearest
+
+# facts that are worth a column each, by room; the others' parts show theirs in a line
+COLUMNS = {"fusion": ("arity", "level", "symmetric", "missing", "interacts", "identity_at_start", "cost")}
 
 
 def catalogue(room: str | None = None, parts: Parts | None = None) -> dict[str, dict[str, dict[str, Any]]]:
@@ -22,38 +27,98 @@ def catalogue(room: str | None = None, parts: Parts | None = None) -> dict[str, 
     if room is not None and room not in ROOMS:
         raise ConfigError(f"there is no room {room!r}{nearest(room, ROOMS)}; allowed: {', '.join(ROOMS)}")
     files = parts or Parts()
-    return {r: {name: _describe(file) for name, (_, file) in files.files(r).items()} for r in ([room] if room else ROOMS)}
+    return {r: {name: _describe(file, r) for name, (_, file) in files.files(r).items()} for r in ([room] if room else ROOMS)}
 
 
-def _describe(file: Path) -> dict[str, Any]:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    part = next(node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_"))
-    facts, settings = {}, {}
+def one(room: str, name: str, parts: Parts | None = None) -> dict[str, Any]:
+    """A part as ``catalogue`` has it, with its whole docstring as ``text``.
+
+    Raises:
+        ConfigError: there is no such room or part.
+    """
+    found = catalogue(room, parts)[room]
+    if name not in found:
+        raise ConfigError(f"there is no {name!r} in mmkt/{room}{nearest(name, found)}; allowed: {', '.join(found)}")
+    part = _class((parts or Parts()).files(room)[name][1])
+    return found[name] | {"text": inspect.cleandoc(ast.get_docstring(part) or "")}
+
+
+def _describe(file: Path, room: str) -> dict[str, Any]:
+    part = _class(file)
+    settings = {}
     for node in part.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            try:
-                facts[node.targets[0].id] = ast.literal_eval(node.value)
-            except ValueError:
-                continue
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults):
                 settings[argument.arg] = "required" if default is None else ast.unparse(default)
-    return {"about": (ast.get_docstring(part) or "").split("\n")[0], "facts": facts, "settings": settings}
+    usual = _literals(_class(HOME / "types.py", ROOMS[room])) if room in COLUMNS else {}
+    return {
+        "about": (ast.get_docstring(part) or "").split("\n")[0],
+        "facts": usual | _literals(part),
+        "settings": settings,
+    }
+
+
+def _class(file: Path, name: str | None = None) -> ast.ClassDef:
+    """A file's first public class, or the one of a name."""
+    classes = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    return next(node for node in classes if (node.name == name if name else not node.name.startswith("_")))
+
+
+def _literals(part: ast.ClassDef) -> dict[str, Any]:
+    found = {}
+    for node in part.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AnnAssign) else None
+        if isinstance(target, ast.Name) and isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            try:
+                found[target.id] = ast.literal_eval(node.value)
+            except ValueError:
+                continue
+    return found
 
 
 def show(found: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """On standard output: a block a room, a part's facts and settings under its first line."""
+    """On standard output: a block a room, a table of facts or a part's facts and settings under its first line."""
     console = Console()
     for room, named in found.items():
         console.print(Text(room, "bold cyan"))
+        if len(found) == 1 and room in COLUMNS:
+            _tabulate(named, COLUMNS[room], console)
+            console.print(Text(f"mmkt list {room} NAME: one of them, its settings and formulas", "dim"))
+            continue
         lines = Table(box=None, pad_edge=False, padding=(0, 1), show_header=False)
         for name, part in named.items():
             lines.add_row(Text(name, "bold"), Text(part["about"]))
             for key in ("facts", "settings"):
-                if part[key]:
+                if part[key] and not (key == "facts" and room in COLUMNS):
                     lines.add_row("", Text(f"{key}: " + ", ".join(f"{k}={_short(v)}" for k, v in part[key].items()), "dim"))
         console.print(lines, "")
 
 
+def _tabulate(named: dict[str, dict[str, Any]], columns: tuple[str, ...], console: Console) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("", *columns):
+        table.add_column(column.partition("_")[0], no_wrap=column != columns[-1], overflow="fold")
+    for name, part in named.items():
+        table.add_row(Text(name, "bold"), *(Text(_short(part["facts"].get(column, "?"))) for column in columns))
+    console.print(table)
+
+
+def show_one(name: str, part: dict[str, Any]) -> None:
+    """On standard output: a part's docstring, facts and settings."""
+    console = Console()
+    paragraphs = re.split(r"\n\s*\n", part["text"])
+    console.print(Text(name, "bold cyan"), *(" ".join(p.split()) + "\n" for p in paragraphs), sep="\n", markup=False)
+    for key in ("facts", "settings"):
+        if part[key]:
+            lines = Table(box=None, pad_edge=False, padding=(0, 1), show_header=False)
+            for fact, value in part[key].items():
+                lines.add_row(Text(fact, "bold"), Text(_short(value)))
+            console.print(Text(key, "cyan"), lines, "", sep="\n")
+
+
 def _short(value: Any) -> str:
-    return "/".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {x}" for name, x in value.items()) or "none"
+    return "/".join(map(str, value)) or "none" if isinstance(value, (tuple, list)) else str(value)

@@ -183,10 +183,28 @@ def _parsed(name: str, words: str | list[str], example: str) -> Any:
 
 def list_parts(options: argparse.Namespace) -> None:
     """Show parts."""
-    from mmkt.catalogue import catalogue, show
+    from mmkt.catalogue import catalogue, one, show, show_one
 
-    found = catalogue(options.room)
-    print(json.dumps(found)) if options.json else show(found)
+    if options.part:
+        part = one(options.room, options.part)
+        print(json.dumps({options.part: part})) if options.json else show_one(options.part, part)
+    else:
+        found = catalogue(options.room)
+        print(json.dumps(found)) if options.json else show(found)
+
+
+def check_part(options: argparse.Namespace) -> None:
+    """Hold a part to its room's points; exit 1 where it breaks one."""
+    from rich.console import Console
+
+    from mmkt.conformance import examine, find, show
+
+    case = find(options.room, options.name, options.overrides, options.plugins)
+    with Console(stderr=True).status("checking …"):
+        findings = examine(case)
+    print(json.dumps({"findings": [f._asdict() for f in findings]})) if options.json else show(case, findings)
+    if any(finding.status == "broken" for finding in findings):
+        sys.exit(1)
 
 
 def schema(_: argparse.Namespace) -> None:

@@ -121,7 +121,7 @@ def mean_loss(learner: Learner, feed: Feed, rows: np.ndarray, device: torch.devi
                 for k, (_, objective) in enumerate(learner.parts()):
                     sums[k, 0] += objective(learner.model, batch, outputs).double().cpu()
                     sums[k, 1] += objective.count(batch).cpu()
-                terms += sum(learner.terms.get(name, 1.0) * float(x) for name, x in outputs.terms.items())
+                terms += sum(learner.terms[name] * float(x) for name, x in outputs.terms.items())
                 batches += 1
     finally:
         learner.train(training)

@@ -180,7 +180,7 @@ class Experiment(Section):
     model: ModelOf
     objectives: dict[Name, Annotated[dict, PartOf("objectives", Weighted)]]
     terms: dict[Name, Annotated[float, Field(ge=0)]] = {}
-    """Weights of the terms that a fusion brings; 1 where not named."""
+    """Weights of the terms that a fusion brings; its own where not named (see ``mmkt list fusion``)."""
     transfer: Annotated[dict, PartOf("transfer")] = {"name": "full"}
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
@@ -193,6 +193,12 @@ class Experiment(Section):
     def settings(self) -> dict[str, Any]:
         """Plain nested data, every default written out."""
         return self.model_dump(mode="json")
+
+
+class FusionOf(Section):
+    """A fusion by itself, for ``mmkt check-part``."""
+
+    fusion: Annotated[dict, PartOf("fusion")]
 
 
 class SourceOf(Section):

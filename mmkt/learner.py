@@ -22,7 +22,10 @@ class Learner(nn.Module):
         model: what is trained.
         objectives: by name.
         weights: by objective.
-        terms: weights of the terms that the fusion brings; 1 where not named.
+        terms: weights of the terms that the fusion brings; its own where not named.
+
+    Raises:
+        ConfigError: a term that the fusion does not bring, or one that is named as an objective is.
     """
 
     objectives: Any  # nn.ModuleDict of Objective
@@ -37,9 +40,14 @@ class Learner(nn.Module):
         super().__init__()
         self.model, self.objectives = model, nn.ModuleDict(objectives)
         self.weights = dict.fromkeys(objectives, 1.0) | dict(weights or {})
-        self.terms = dict(terms or {})
+        self.terms = dict(model.fusion.terms) | dict(terms or {})
+        for name in self.terms:
+            if name not in model.fusion.terms:
+                allowed = ", ".join(model.fusion.terms) or "none"
+                raise ConfigError([(f"terms.{name}", f"the fusion brings no such term; it brings {allowed}")])
+            if name in self.weights:
+                raise ConfigError([(f"objectives.{name}", "the fusion brings a term of this name: give the objective another")])
         self.active = tuple(objectives)
-        self.term_names: tuple[str, ...] = ()  # known after the first forward
 
     @classmethod
     def from_config(cls, config: Experiment, model: Model, domains: Sequence[str], plugins: Sequence[str] = ()) -> Learner:
@@ -80,25 +88,26 @@ class Learner(nn.Module):
             each objective's part of its global mean, then each term (objectives + terms,), detached.
         """
         outputs = self.model(batch)
-        unknown = [name for name in self.terms if name not in outputs.terms]
-        if unknown:
-            allowed = ", ".join(outputs.terms) or "none"
-            raise ConfigError([(f"terms.{unknown[0]}", f"the fusion brings no such term; it brings {allowed}")])
+        if outputs.terms.keys() != self.terms.keys():
+            found, declared = (", ".join(names) or "none" for names in (outputs.terms, self.terms))
+            raise ConfigError(
+                [("model.fusion", f"it brings the terms {found}, but its class declares {declared}: terms = {{name: weight}}")]
+            )
         world = world_size()
         loss, means = torch.zeros((), device=counts.device), []
         for k, (name, objective) in enumerate(self.parts()):
             mean = objective(self.model, batch, outputs) / counts[k].clamp(min=1)
             loss = loss + self.weights[name] * world * mean
             means.append(mean.detach())
-        self.term_names = tuple(outputs.terms)
-        for name, term in outputs.terms.items():
-            loss = loss + self.terms.get(name, 1.0) * share * term
+        for name, weight in self.terms.items():
+            term = outputs.terms[name]
+            loss = loss + weight * share * term
             means.append(term.detach() * share / world)
         return loss, torch.stack(means)
 
     def weight(self, name: str) -> float:
         """Of an objective or of a fusion's term."""
-        return self.weights[name] if name in self.weights else self.terms.get(name, 1.0)
+        return self.weights[name] if name in self.weights else self.terms[name]
 
     def named(self) -> dict[str, nn.Parameter]:
         """Parameters by the names that patterns speak of: the model's without prefix, then ``objectives.…``."""

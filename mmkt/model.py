@@ -40,6 +40,9 @@ class Model(nn.Module):
         self.encoders, self.space, self.fusion = nn.ModuleDict(encoders), space, fusion
         self.heads = nn.ModuleDict(heads)
         self._blank = {m: encoder.blank() for m, encoder in encoders.items()}
+        for head in heads.values():
+            if fusion.answers(head):
+                head.shed()
 
     @property
     def vocabularies(self) -> dict[str, Any]:
@@ -171,9 +174,8 @@ class Model(nn.Module):
         except ValueError as error:
             raise ConfigError([("model.space.projection", str(error))]) from error
         heads = {t: parts.build("heads", spec, settings.dim, vocabularies[t]) for t, spec in settings.heads.items()}
-        outputs = {t: head.outputs(head.vocabulary) for t, head in heads.items()}
         try:
-            fusion = parts.build("fusion", settings.fusion, settings.dim, tuple(encoders), outputs)
+            fusion = _fusion(parts, settings.fusion, settings.dim, tuple(encoders), heads)
         except ValueError as error:
             raise ConfigError([("model.fusion", str(error))]) from error
         model = cls(encoders, space, fusion, heads)
@@ -223,6 +225,22 @@ class Model(nn.Module):
         model = cls.from_config(config, vocabularies, plugins, folder / "assets")
         checkpoint.load_strict(model, tensors, folder / "model.safetensors")
         return model.eval()
+
+
+def _fusion(parts: Parts, spec: Mapping[str, Any], dim: int, modalities: Sequence[str], heads: Mapping[str, Head]) -> Fusion:
+    """Build a fusion, if it takes so many modalities and, where it fuses logits, has a task to answer."""
+    cls: Any = parts.find("fusion", spec["name"])
+    wrong = {"two": len(modalities) != 2, "two+": len(modalities) < 2}
+    if wrong.get(cls.arity):
+        few = "add an encoder" if len(modalities) < 2 else "leave encoders out"
+        found = f"{len(modalities)}: {', '.join(modalities)}"
+        takes = {"two": "two", "two+": "two or more"}[cls.arity]
+        raise ValueError(f"{spec['name']} takes {takes} modalities, found {found}: {few}, or name another (mmkt list fusion)")
+    answered = {t: head.outputs(head.vocabulary) for t, head in heads.items() if not cls.heads or cls.answers(head)}
+    if cls.heads and not answered:
+        kinds = "any head" if "*" in cls.heads else f"a head {' or '.join(cls.heads)}"
+        raise ValueError(f"{spec['name']} fuses logits, so it needs {kinds} in model.heads")
+    return parts.build("fusion", spec, dim, modalities, answered)
 
 
 def learners(config: Experiment, parts: Parts) -> dict[str, type[Encoder]]:

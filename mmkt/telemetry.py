@@ -74,7 +74,7 @@ class Meter:
         losses, means = torch.stack(self.losses), torch.stack(self.means)  # (batches,), (batches, objectives + terms)
         self._refuse_nonfinite(losses)
         steps = len({place for place, _ in self.rows})
-        names = [*self.learner.active, *self.learner.term_names]
+        names = [*self.learner.active, *self.learner.terms]
         figures = dict(zip(names, (distributed.total(means.sum(0)) / steps).tolist()))
         weighted = sum(self.learner.weight(name) * value for name, value in figures.items())
         now = time.perf_counter()

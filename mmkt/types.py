@@ -42,7 +42,7 @@ class Fused(NamedTuple):
 
     encoded: Encoded
     logits: dict[str, Tensor]  # by task, only from fusions on logits: they replace that task's head
-    terms: dict[str, Tensor]  # scalars to minimise (load balance, evidence …), weighted in the config
+    terms: dict[str, Tensor]  # scalars to minimise (load balance, divergence …), those that the fusion declares
     notes: dict[str, Tensor]  # (B, …) things to read: gates, per-modality logits, uncertainty
 
 
@@ -217,14 +217,29 @@ class Encoder(nn.Module, ABC):
 
 
 class Fusion(nn.Module, ABC):
-    """Many modalities into one. A constructor takes ``(self, dim, modalities, outputs, *, settings…)``."""
+    """Many modalities into one. A constructor takes ``(self, dim, modalities, outputs, *, settings…)``.
 
-    arity: ClassVar[str] = "any"  # or "two"
-    level: ClassVar[str]  # "pooled", "token", "logit", "latent"
-    symmetric: ClassVar[bool]
+    The facts are literals: ``mmkt list fusion`` reads them without importing anything, and ``mmkt check-part fusion NAME``
+    holds a fusion to them. Formulas are Python expressions over D (the width), M (modalities), L (tokens a modality),
+    C (outputs of all tasks together), T (tasks) and the settings by name.
+    """
+
+    arity: ClassVar[str] = "any"  # how many modalities: "any", "two", "two+"
+    level: ClassVar[str]  # what is fused: "pooled", "token", "logit", "latent"
+    symmetric: ClassVar[bool]  # the order in which the modalities are named changes nothing
     missing: ClassVar[str]  # "stand-in": reads the learned missing vector; "exact": ignores it and uses ``present``
-    cost: ClassVar[str]
-    identity_at_start: ClassVar[bool] = False
+    interacts: ClassVar[bool]  # a linear head behind it can answer what no sum over modalities can (XOR)
+    cost: ClassVar[str]  # how time grows
+    params: ClassVar[str]  # how many numbers it learns
+    flops: ClassVar[str]  # of its matrix products, a row, forward (a multiplication and an addition are two)
+    identity_at_start: ClassVar[bool] = False  # before training its answer is the first modality, to the bit
+    heads: ClassVar[tuple[str, ...]] = ()  # of level "logit": the heads whose tasks it answers itself, or "*"
+    terms: ClassVar[Mapping[str, float]] = MappingProxyType({})  # what it adds to the loss → the usual weight
+
+    @classmethod
+    def answers(cls, head: Head) -> bool:
+        """Whether it gives the logits of that head's tasks itself."""
+        return "*" in cls.heads or type(head).__name__.lower() in cls.heads
 
     @abstractmethod
     def forward(self, parts: dict[str, Encoded]) -> Fused:
@@ -236,6 +251,11 @@ class Head(nn.Module, ABC):
 
     metrics: ClassVar[tuple[str, ...]]  # of the metrics room, the first is what training selects on
     vocabulary: dict[str, Any]
+
+    def shed(self) -> None:
+        """Lose the layers and keep the vocabulary: a fusion on logits answers this task, the head decodes alone."""
+        self._modules.clear()
+        self._parameters.clear()
 
     @classmethod
     @abstractmethod

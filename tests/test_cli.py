@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,11 @@ def test_list_imports_no_torch_and_shows_facts(capfd):
     assert found["gated"]["facts"]["missing"] == "exact"
     assert found["merged"]["settings"]["layers"] == "2"
     status, out, _ = call(capfd, "list", "fusion")
-    assert "learned convex mix" in " ".join(out.split())
+    assert re.search(r"gated +any +pooled +no +exact +yes +no +M²·D²", out)
+    status, out, _ = call(capfd, "list", "fusion", "gated")
+    assert "y = Σ_{m∈P} z_m ⊙ h_m" in out
+    assert "(M*D)**2" in out
+    assert "did you mean 'gated'" in refused(capfd, "list", "fusion", "gatd")
     assert "did you mean 'fusion'" in refused(capfd, "list", "fusoin")
 
 

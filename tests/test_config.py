@@ -44,7 +44,7 @@ def test_a_misspelt_part_names_the_nearest_and_all(tiny_settings):
     tiny_settings["model"]["fusion"] = {"name": "gatd"}
     text = problems(tiny_settings)["model.fusion"]
     assert "did you mean 'gated'" in text
-    assert "concat, gated, merged" in text
+    assert "concat, crossmodal" in text
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_checkpoint_turns_no_plugin_on(tiny_settings, tmp_path):
 @pytest.mark.parametrize("name", ["os.system", "../../evil", "/tmp/evil", "__init__", "Concat"])
 def test_a_class_outside_mmkt_is_no_part(tiny_settings, name):
     tiny_settings["model"]["fusion"] = {"name": name}
-    assert "allowed: concat" in problems(tiny_settings)["model.fusion"]
+    assert "allowed: attention_pool, block" in problems(tiny_settings)["model.fusion"]
 
 
 def test_plugins_that_clash_or_are_missing(tiny_settings, tmp_path):

@@ -18,7 +18,7 @@ FLOORS = [
     ["model"],
     ["preparation", "feed", "learner", "card", "start"],
     ["optim", "run", "resume", "evaluate", "stop", "sharding"],
-    ["telemetry", "dry_run", "runs"],
+    ["telemetry", "dry_run", "runs", "conformance"],
     ["train"],
     ["launch"],
     ["folds", "embed", "tokenizer"],

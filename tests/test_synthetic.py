@@ -73,7 +73,7 @@ def evidence(rows: pa.Table, m: str, sign: int, known: dict, source: Synthetic) 
 def simulated(known: dict) -> dict[str, float]:
     """Accuracy of the best decision for every subset: every hypothesis on all signs, weighed by its likelihood."""
     source = Synthetic(**known, dim=3, test=DRAWS, seed=3)
-    rows, names = source._rows("test"), source.names
+    rows, names = source.table("test"), source.names
     shown = {(m, sign): evidence(rows, m, sign, known, source) for m in names for sign in (-1, 1)}
     signs = list(itertools.product((-1, 1), repeat=len(names)))
     owner = names.index(known.get("owner", "a"))

@@ -323,6 +323,7 @@ def test_a_third_partys_fusion_trains_without_touching_the_project(tiny_settings
         symmetric = True
         missing = "exact"
         cost = "M·D"
+        terms = {"size": 1.0}
 
         def __init__(self, dim: int, modalities: Sequence[str], outputs: Mapping[str, int], *,
                      scale: Annotated[float, Field(gt=0)] = 1.0):

@@ -15,13 +15,17 @@ from mmkt.types import Encoded, Fused, Fusion
 class Concat(Fusion):
     """Concatenation: y = MLP([x_1; …; x_M; p]) of the pooled vectors and the presence bits.
 
-    A missing modality's learned vector e_m stands in its slot.
+    A missing modality's learned vector e_m stands in its slot. With ``transfer.frozen: [fusion]`` its weights stay random:
+    what the projections and the head make of it alone.
     """
 
     level = "pooled"
     symmetric = False
     missing = "stand-in"
-    cost = "M·D·H + H·D"
+    interacts = True
+    cost = "M·D·H"
+    params = "(M*(D + 1) + 1 + D)*(hidden or 2*D) + D"
+    flops = "2*(M*(D + 1) + D)*(hidden or 2*D)"
 
     def __init__(
         self,

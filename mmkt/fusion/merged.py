@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from mmkt.layers.masked import zero_masked
+from mmkt.layers.presence import joined, with_summary
 from mmkt.layers.transformer import Block
 from mmkt.types import Encoded, Fused, Fusion
 
@@ -23,7 +23,10 @@ class Merged(Fusion):
     level = "token"
     symmetric = True
     missing = "exact"
-    cost = "layers·(ΣL)²·D"
+    interacts = True
+    cost = "layers·(M·L·D² + M²·L²·D)"
+    params = "(M + 1)*D + layers*(12*D**2 + 13*D) + 2*D"
+    flops = "layers*(24*(1 + M*L)*D**2 + 4*(1 + M*L)**2*D)"
 
     def __init__(
         self,
@@ -44,15 +47,10 @@ class Merged(Fusion):
 
     def forward(self, parts: dict[str, Encoded]) -> Fused:
         """(B, L_m, D) a modality → tokens (B, 1 + ΣL_m, D), CLS first."""
-        first = next(iter(parts.values()))
-        rows = first.pooled.shape[0]
-        x = torch.cat(
-            [self.cls.to(first.tokens.dtype).expand(rows, 1, -1)] + [p.tokens + self.kind[m] for m, p in parts.items()], 1
-        )
-        there = torch.ones(rows, 1, dtype=torch.bool, device=x.device)
-        mask = torch.cat([there] + [p.mask & p.present[:, None] for p in parts.values()], 1)
-        x = zero_masked(x, mask)
+        x, mask = joined(part._replace(tokens=part.tokens + self.kind[m]) for m, part in parts.items())
+        start = with_summary(self.cls.to(x.dtype).expand(len(x), -1), x, mask)
+        x = start.tokens
         for block in self.blocks:
-            x = block(x, mask)
-        x = zero_masked(self.norm(x), mask)
-        return Fused(Encoded(x, mask, x[:, 0], there[:, 0]), {}, {}, {})
+            x = block(x, start.mask)
+        x = self.norm(x)
+        return Fused(with_summary(x[:, 0], x[:, 1:], mask), {}, {}, {})

@@ -45,6 +45,34 @@ class Block(nn.Module):
         return x + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
 
 
+class CrossBlock(nn.Module):
+    """A pre-norm block of cross-attention: keys from elsewhere, then a feed-forward. A row without keys leaves as it came.
+
+    Args:
+        dim: width D.
+        heads: of the attention.
+        dropout: as in ``Block``.
+        gated: both branches enter through tanh of a learned scalar that starts at zero (Alayrac et al., 2022): the block
+            starts as the identity.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0, gated: bool = False):
+        super().__init__()
+        self.norm1, self.norm_keys, self.norm2 = (nn.LayerNorm(dim) for _ in range(3))
+        self.attention = Attention(dim, heads, dropout)
+        self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+        self.drop = nn.Dropout(dropout)
+        self.gates = nn.ParameterList(nn.Parameter(torch.zeros(1)) for _ in range(2 if gated else 0))
+
+    def forward(self, x: Tensor, keys: Tensor, key_mask: Tensor) -> Tensor:
+        """(B, L, D), (B, S, D), (B, S) → (B, L, D)."""
+        some = key_mask.any(1, keepdim=True)  # (B, 1)
+        a, b = (torch.tanh(gate) for gate in self.gates) if len(self.gates) else (1.0, 1.0)
+        y = x + a * self.drop(self.attention(self.norm1(x), self.norm_keys(keys), key_mask | ~some))
+        y = y + b * self.drop(self.fc2(F.gelu(self.fc1(self.norm2(y)))))
+        return torch.where(some[..., None], y, x)
+
+
 def sinusoids(length: int, dim: int) -> Tensor:
     """Sinusoidal positions (Vaswani et al., 2017), (length, dim)."""
     half = (dim + 1) // 2

@@ -114,7 +114,7 @@ class Synthetic(Source):
         Columns: id, split, a list of numbers (or of such lists) a modality, label.
         """
         out.mkdir(parents=True, exist_ok=True)
-        parquet.write(((split, self._rows(split)) for split in self.sizes), out / "manifest.parquet")
+        parquet.write(((split, self.table(split)) for split in self.sizes), out / "manifest.parquet")
         write_json(out / "ceilings.json", self.ceilings())
         return out / "manifest.parquet"
 
@@ -158,8 +158,11 @@ class Synthetic(Source):
 
     # ------------------------------------------------------------ rows
 
-    def _rows(self, split: str) -> pa.Table:
-        """Each modality has its own random numbers: other settings of loss or noise leave signs and the rest as they are."""
+    def table(self, split: str) -> pa.Table:
+        """A split's rows: id, split, a list of numbers (or of such lists) a modality, null where lost, label.
+
+        Each modality has its own random numbers: other settings of loss or noise leave signs and the rest as they are.
+        """
         n, signs = self.sizes[split], self._signs(split)
         label = signs[self.owner] if self.task == "unique" else np.prod(list(signs.values()), axis=0)
         if self.task == "redundant":
