@@ -72,6 +72,18 @@ def evaluate(options: argparse.Namespace) -> None:
     distributed.say(f"written: {folder}")
 
 
+def ensemble(options: argparse.Namespace) -> None:
+    """Evaluate models that answer together."""
+    from mmkt import distributed
+    from mmkt.ensemble import ensemble as together
+
+    paths = [word for word in options.checkpoints if "=" not in word]
+    settings = [word for word in options.checkpoints if "=" in word]
+    rows, folder = together(paths, [*options.overrides, *settings], plugins=options.plugins, out=options.out)
+    _figures(rows, options)
+    distributed.say(f"written: {folder}")
+
+
 def embed(options: argparse.Namespace) -> None:
     """Vectors of a manifest's rows."""
     from mmkt import distributed

@@ -235,6 +235,7 @@ class Fusion(nn.Module, ABC):
     identity_at_start: ClassVar[bool] = False  # before training its answer is the first modality, to the bit
     heads: ClassVar[tuple[str, ...]] = ()  # of level "logit": the heads whose tasks it answers itself, or "*"
     terms: ClassVar[Mapping[str, float]] = MappingProxyType({})  # what it adds to the loss → the usual weight
+    reads: tuple[str, ...] = ()  # of one built: the modalities that its answer depends on, where not all
 
     @classmethod
     def answers(cls, head: Head) -> bool:
@@ -275,6 +276,10 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def forward(self, fused: Encoded, target: Mapping[str, Tensor] | None = None) -> Tensor:
         """Logits, (B, outputs)."""
+
+    def average(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """Several models' logits (N, B, outputs) as one's, (B, outputs); weights (N, B) sum to one over N."""
+        return (weights[..., None] * logits).sum(0)
 
     @abstractmethod
     def decode(self, logits: Tensor) -> dict[str, list[Any]]:

@@ -93,9 +93,6 @@ class Cuts:
 
 def _places(counts: Sequence[int]) -> Tensor:
     """Which of the flat items each row has, (B, K), −1 where it has fewer than K."""
-    items = torch.full((len(counts), max(counts)), -1)
-    first = 0
-    for row, n in enumerate(counts):
-        items[row, :n] = torch.arange(first, first + n)
-        first += n
-    return items
+    number = torch.tensor(counts)[:, None]  # (B, 1)
+    places = torch.arange(max(counts))  # (K,)
+    return torch.where(places < number, number.cumsum(0) - number + places, -1)

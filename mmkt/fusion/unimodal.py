@@ -39,11 +39,11 @@ class Unimodal(Fusion):
         """Build the MLP; ``modality`` is the first by default, ``hidden`` 2·dim."""
         super().__init__()
         hidden = hidden or 2 * dim
-        self.modality = target_of(modality, modalities)
+        self.reads = (target_of(modality, modalities),)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
 
     def forward(self, parts: dict[str, Encoded]) -> Fused:
         """(B, D) a modality → (B, D)."""
-        unread = sum(x.pooled[:, :0].sum() for m, x in parts.items() if m != self.modality)
+        unread = sum(x.pooled[:, :0].sum() for m, x in parts.items() if m not in self.reads)
         # adding nothing keeps the others' parameters in the graph, which DDP and FSDP2 ask for
-        return Fused(Encoded.of(self.mlp(parts[self.modality].pooled) + unread), {}, {}, {})
+        return Fused(Encoded.of(self.mlp(parts[self.reads[0]].pooled) + unread), {}, {}, {})

@@ -49,6 +49,10 @@ class Classify(Head):
         """Logits (B, C)."""
         return self.linear(self.drop(fused.pooled))
 
+    def average(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """The logarithm of the mean probabilities."""
+        return (weights.log()[..., None] + logits.log_softmax(2)).logsumexp(0)
+
     def decode(self, logits: Tensor) -> dict[str, list[Any]]:
         """The likeliest class and its probability."""
         confidence, best = logits.float().softmax(1).max(1)

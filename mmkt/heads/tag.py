@@ -56,6 +56,10 @@ class Tag(Head):
         """Logits (B, C)."""
         return self.linear(self.drop(fused.pooled))
 
+    def average(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """The logits of the mean probabilities."""
+        return super().average(logits.sigmoid(), weights).logit()
+
     def decode(self, logits: Tensor) -> dict[str, list[Any]]:
         """The classes whose probability is one half or more."""
         classes = self.vocabulary["classes"]
