@@ -76,7 +76,7 @@ def _reads(model: Model) -> tuple[str, ...]:
 
 
 def _refuse_other(one: Member, two: Member) -> None:
-    same = {
+    same: dict[str, list[Any]] = {
         "tasks": [dict(m.predictions.tasks) for m in (one, two)],
         "classes": [{task: _meaning(head.vocabulary) for task, head in m.model.heads.items()} for m in (one, two)],
         "rows": [m.predictions.table["id"].to_pylist() for m in (one, two)],

@@ -116,7 +116,7 @@ def aligned(folder: Path, world: int) -> None:
     total.backward()
     # each process's rows have their gradient from all processes' losses; the scale's is summed by the wrapper
     value = {
-        "loss": distributed.everyone(float(total)),
+        "loss": distributed.everyone(float(total.detach())),
         "scale": distributed.everyone(float(objective.log_scale.grad)),
         "grad": distributed.everyone({m: x.grad.tolist() for m, x in leaves.items()}),
         "count": distributed.everyone(int(objective.count(batch))),
