@@ -35,6 +35,12 @@ class Case:
     about: str = ""  # which setting is not the usual one
     parts: Parts = field(default_factory=Parts, compare=False)
 
+    def fact(self, name: str) -> Any:
+        """What its class declares; raises Broken where it doesn't."""
+        if not hasattr(self.cls, name):
+            raise Broken(f"its class declares no {name}: see mmkt.types.Fusion for what it may be")
+        return getattr(self.cls, name)
+
     def number(self) -> int:
         """How many modalities it is tried on."""
         return 2 if self.cls.arity == "two" else 3

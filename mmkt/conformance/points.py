@@ -98,11 +98,11 @@ def order(case: Case) -> str | None:
     try:
         other.load_state_dict(whole.state_dict())
     except RuntimeError as error:
-        if case.cls.symmetric:
+        if case.fact("symmetric"):
             raise Broken(f"it declares symmetric, but its weights don't fit the modalities in another order: {error}") from None
         return None
     turned = together(*other.fuse(dict(reversed(parts.items())), 8))
-    if case.cls.symmetric:
+    if case.fact("symmetric"):
         same(answer, turned, "it declares symmetric, but with the modalities in another order")
     elif torch.allclose(answer, turned, atol=1e-5) and not case.about:
         raise Broken("it declares that the order of the modalities matters, but its answer does not change with it")
@@ -164,7 +164,7 @@ def missing(case: Case) -> None:
         tokens = torch.where(e.present[:, None, None], e.tokens, torch.randn_like(e.tokens) * e.mask[..., None])
         moved[m] = e._replace(tokens=tokens, pooled=torch.where(e.present[:, None], e.pooled, torch.randn_like(e.pooled)))
     other = together(*whole.answer(moved))
-    if case.cls.missing == "exact":
+    if case.fact("missing") == "exact":
         same(answer, other, "it declares exact, but with another vector in place of what is missing")
     elif torch.allclose(answer, other, atol=1e-6):
         raise Broken(
@@ -207,6 +207,8 @@ def declared(case: Case) -> str | None:
     for name, allowed in (("level", LEVELS), ("arity", ARITIES), ("missing", ("exact", "stand-in"))):
         if getattr(cls, name, None) not in allowed:
             raise Broken(f"{name} is {getattr(cls, name, None)!r}; allowed: {', '.join(map(repr, allowed))}")
+    for name in ("symmetric", "interacts", "cost"):
+        case.fact(name)
     for number, dim, length in ((case.number(), 16, 5), (2, 8, 3)):
         whole = case.build(number, dim)
         fusion, names = whole.fusion.eval(), NAMES[:number]

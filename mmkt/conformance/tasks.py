@@ -14,31 +14,35 @@ from mmkt.types import Encoded
 
 RATES = (1e-2, 3e-3)
 BATCH, EVERY = 256, 50
+SOLVED = 0.95
 SUM = 0.80  # on XOR a sum over modalities can't get more than three of the four cases right
 
 
 def solves(case: Case) -> str:
     """9. It solves XOR if it declares to model interactions, fails it otherwise, and copes with what is missing."""
-    task = Synthetic(task="xor", dim=8, rows=4096, test=2048)
-    steps, enough = (1000, 0.95) if case.cls.interacts else (300, 1.0)
-    reached = max(accuracy(case, task, rate, steps, enough) for rate in RATES) if not case.cls.interacts else 0.0
-    if case.cls.interacts:
-        for rate in RATES:
-            reached = max(reached, accuracy(case, task, rate, steps, enough))
-            if reached >= enough:
-                break
-        if reached < enough:
-            raise Broken(f"it declares to model interactions, but reaches {reached:.3f} on XOR, where {enough} is asked for")
-    elif reached > SUM:
+    task, interacts = Synthetic(task="xor", dim=8, rows=4096, test=2048), case.fact("interacts")
+    steps, enough = (1000, SOLVED) if interacts else (300, 1.0)
+    reached = best(case, task, steps, enough)
+    if interacts and reached < enough:
+        raise Broken(f"it declares to model interactions, but reaches {reached:.3f} on XOR, where {enough} is asked for")
+    if not interacts and reached > SUM:
         raise Broken(f"it declares to model no interactions, but reaches {reached:.3f} on XOR, where no sum passes 0.75")
     task = Synthetic(task="redundant", strength=1.5, dim=8, missing=0.5, missing_of=["b"], rows=4096, test=2048)
     ceiling = task.ceiling("a+b")
-    half = 0.0
+    half = best(case, task, 500, ceiling - 0.03)
+    if half < ceiling - 0.03:
+        raise Broken(f"with half of one redundant modality missing it reaches {half:.3f}, where {ceiling:.3f} can be reached")
+    return f"XOR {reached:.3f}, redundant with half of b missing {half:.3f} of {ceiling:.3f}"
+
+
+def best(case: Case, task: Synthetic, steps: int, enough: float) -> float:
+    """The better of two learning rates; the second is left out where the first was enough."""
+    reached = 0.0
     for rate in RATES:
-        half = max(half, accuracy(case, task, rate, 500, ceiling - 0.02))
-        if half >= ceiling - 0.04:
-            return f"XOR {reached:.3f}, redundant with half of b missing {half:.3f} of {ceiling:.3f}"
-    raise Broken(f"with half of one redundant modality missing it reaches {half:.3f}, where {ceiling:.3f} can be reached")
+        reached = max(reached, accuracy(case, task, rate, steps, enough))
+        if reached >= enough:
+            break
+    return reached
 
 
 def accuracy(case: Case, task: Synthetic, rate: float, steps: int, enough: float, seed: int = 0) -> float:

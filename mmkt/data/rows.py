@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
@@ -25,6 +25,7 @@ from mmkt.data.manifest import Manifest, ManifestError, column_of
 from mmkt.data.sampling import Draw, seed_of
 from mmkt.types import Processor
 
+Items = list[Any]  # what a cell holds
 Inputs = dict[str, list[dict[str, Tensor]]]  # by modality, one dict an item of the cell
 
 
@@ -91,6 +92,8 @@ class Rows(Dataset[Item]):
         self.root = manifest.root if manifest else Path()
         self.ids = manifest.table["id"] if manifest else None
         self.cells = {m: column_of(manifest, c) for m, c in columns.items()} if manifest else {}
+        # whether a row has a modality: −1 until it is asked for, so that a cell whose item is cached is not read again
+        self.there = {m: np.full(len(cells), -1, dtype=np.int8) for m, cells in self.cells.items()}
         for modality, cells in self.cells.items():
             if all(map(is_absent, cells_of(cells))):
                 raise ManifestError(
@@ -107,8 +110,17 @@ class Rows(Dataset[Item]):
         Raises:
             ValueError: DecodeError or MediaError, with the row's id and the column.
         """
-        cells = {m: cell for m, column in self.cells.items() if not is_absent(cell := column[key.row].as_py())}
+        cells = {m: partial(self._cell, m, key.row) for m in self.cells if self._has(m, key.row)}
         return self._make(key, cells, f"row {self.ids[key.row].as_py()!r}" if self.ids is not None else f"row {key.row}")
+
+    def _cell(self, modality: str, row: int) -> Any:
+        return self.cells[modality][row].as_py()
+
+    def _has(self, modality: str, row: int) -> bool:
+        there = self.there[modality]
+        if there[row] < 0:
+            there[row] = not is_absent(self._cell(modality, row))
+        return bool(there[row])
 
     def unreadable(self, row: int) -> dict[str, str]:
         """By column, why the row's cell cannot be decoded: just what ``__getitem__`` would refuse."""
@@ -116,7 +128,7 @@ class Rows(Dataset[Item]):
         for modality, column in self.cells.items():
             try:
                 if not is_absent(cell := column[row].as_py()):
-                    self._raw(_items(cell, self.processors[modality]), self.processors[modality])
+                    self._raw(partial(_items, cell, self.processors[modality]), self.processors[modality])
             except (DecodeError, media.MediaError) as error:
                 found[self.places[modality]] = str(error)
         return found
@@ -129,15 +141,15 @@ class Rows(Dataset[Item]):
         """
         for name in cells:
             self._known(name, "this row")
-        present = {m: cells[m] for m in self.modalities if m in cells and not is_absent(cells[m])}
+        present = {m: partial(cells.__getitem__, m) for m in self.modalities if m in cells and not is_absent(cells[m])}
         return self._make(Draw(row, 0, 0), present, f"row {row}")
 
-    def _make(self, key: Draw, cells: dict[str, Any], where: str) -> Item:
+    def _make(self, key: Draw, cells: Mapping[str, Callable[[], Any]], where: str) -> Item:
         inputs: Inputs = {}
         views: dict[str, Inputs] = {view: {} for view in self.views if self.train}
         for modality in self._kept(key, list(cells)):
             processor = self.processors[modality]
-            items, kept = self._chosen(key, modality, _items(cells[modality], processor))
+            items, kept = self._chosen(key, modality, cells[modality])
             try:
                 if not self.train or not processor.draws:
                     # every view is the plain item
@@ -153,17 +165,18 @@ class Rows(Dataset[Item]):
                     view[modality] = [processor(item, name) for item in raw]
         return Item(key, inputs, views)
 
-    def _chosen(self, key: Draw, modality: str, items: list[Any]) -> tuple[list[Any], tuple[str | int, ...]]:
-        """The items of a cell that enter, and what the cache knows them by."""
+    def _chosen(self, key: Draw, modality: str, cell: Callable[[], Any]) -> tuple[Callable[[], Items], tuple[str | int, ...]]:
+        """The items of a cell that enter, read when asked for, and what the cache knows them by."""
         if modality not in self.one_of:
-            return items, (modality, key.row)
+            return lambda: _items(cell(), self.processors[modality]), (modality, key.row)
+        items = _items(cell(), self.processors[modality])
         place = seed_of(self.seed, key.draw, key.row, "one_of", modality) % len(items) if self.train else 0
-        return [items[place]], (modality, key.row, place)
+        return lambda: [items[place]], (modality, key.row, place)
 
-    def _raw(self, items: Sequence[Any], processor: Processor) -> list[Any]:
-        return [load(item, processor, self.root, self.limits) for item in items]
+    def _raw(self, items: Callable[[], Items], processor: Processor) -> list[Any]:
+        return [load(item, processor, self.root, self.limits) for item in items()]
 
-    def _plain(self, items: Sequence[Any], processor: Processor) -> list[dict[str, Tensor]]:
+    def _plain(self, items: Callable[[], Items], processor: Processor) -> list[dict[str, Tensor]]:
         return [processor(item) for item in self._raw(items, processor)]
 
     def _kept(self, key: Draw, present: list[str]) -> list[str]:
