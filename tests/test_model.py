@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import experiment
 from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
@@ -286,3 +287,42 @@ def test_predicting_things_in_memory(built, tmp_path):
     with pytest.raises(ValueError, match="names the modality 'imgae'"):
         model.predict([{"imgae": picture}])
     assert isinstance(model.space, SharedSpace)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (["model.fusion=multiplicative"], "multiplicative takes two modalities, found 3: text, image, audio: leave encoders out"),
+        (
+            ["model.fusion=film", "model.encoders.image=null", "model.encoders.audio=null"],
+            "takes two or more modalities, found 1",
+        ),
+        (
+            ["model.fusion=late", "model.heads.kind=null", "objectives.kind=null", "objectives.align.name=align"],
+            "late fuses logits",
+        ),
+        (
+            ["model.fusion=evidential", "model.heads.kind=null", "model.heads.size=regress", "objectives.kind.task=size"],
+            "a head classify",
+        ),
+        (["model.fusion=film", "model.fusion.target=txt"], "there is no modality 'txt'; did you mean 'text'?"),
+        (["model.fusion=concat", "terms.balance=1"], "terms.balance: the fusion brings no such term; it brings none"),
+        (["model.fusion=poe", "objectives.divergence.name=align"], "the fusion brings a term of this name"),
+    ],
+)
+def test_fusions_that_do_not_fit_are_refused_in_words(tiny_settings, changed, says):
+    with pytest.raises(ConfigError) as refused:
+        build(experiment(tiny_settings, *changed))
+    assert says in str(refused.value)
+
+
+def test_a_fusion_on_logits_leaves_heads_without_layers(tiny_settings):
+    """And what it doesn't answer is answered from the mean of what is present."""
+    config = experiment(tiny_settings, "model.fusion=evidential", "model.heads.size=regress")
+    model = build(config).learner.model
+    assert list(model.heads["kind"].parameters()) == []
+    assert len(list(model.heads["size"].parameters())) == 2
+    outputs = model.fuse(some())
+    assert outputs.logits["kind"].shape == (6, 8)
+    assert outputs.logits["size"].shape == (6, 1)
+    assert outputs.notes["evidence.kind"].shape == (6, 4, 8)

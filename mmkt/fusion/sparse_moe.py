@@ -51,8 +51,8 @@ class SparseMoe(Fusion):
         hidden, width = hidden or dim, len(modalities) * (dim + 1)
         self.k, self.gate = k, gate
         self.centres = nn.Parameter(torch.randn(len(modalities), experts, dim) * dim**-0.5)
-        self.inner, self.inner_bias = uniform(experts, width, hidden), uniform(experts, 1, hidden)
-        self.outer, self.outer_bias = uniform(experts, hidden, dim), uniform(experts, 1, dim)
+        self.inner, self.inner_bias = (drawn(experts, n, hidden, width) for n in (width, 1))
+        self.outer, self.outer_bias = (drawn(experts, n, dim, hidden) for n in (hidden, 1))
 
     def forward(self, parts: dict[str, Encoded]) -> Fused:
         """(B, D) a modality → (B, D); the gates (B, experts) come out as a note."""
@@ -76,7 +76,6 @@ class SparseMoe(Fusion):
         return load.var(correction=0) / load.mean().square()
 
 
-def uniform(experts: int, inputs: int, outputs: int) -> nn.Parameter:
-    """Weights (experts, inputs, outputs), drawn as nn.Linear draws them."""
-    bound = max(inputs, 1) ** -0.5 if inputs > 1 else outputs**-0.5
-    return nn.Parameter(torch.empty(experts, inputs, outputs).uniform_(-bound, bound))
+def drawn(experts: int, inputs: int, outputs: int, fan_in: int) -> nn.Parameter:
+    """Weights or a bias of every expert, (experts, inputs, outputs), as nn.Linear draws them."""
+    return nn.Parameter(torch.empty(experts, inputs, outputs).uniform_(-(fan_in**-0.5), fan_in**-0.5))
