@@ -33,6 +33,14 @@ torch.set_num_threads(1)
 WORDS = ["red", "blue", "round", "square", "small", "large", "loud", "quiet", "what", "is", "it", "the"]
 
 
+# Files that take minutes with few tests: they start first, so that no worker is left with one of them at the end.
+LONG = ("test_readme", "test_distributed", "test_conformance", "test_launchers", "test_cli", "test_train", "test_stop", "test_seeds")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory) -> Path:
     """A BERT of two layers, 32 wide, with a tokenizer of a dozen words."""

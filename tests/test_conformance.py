@@ -104,6 +104,7 @@ def test_check_part_of_a_plugins_fusion(capfd, monkeypatch, tmp_path):
     (lab / "my_fusion.py").write_text((WRONG / "fusion/silent_zeros.py").read_text())
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("mmkt.conformance.alone_and_together", lambda cases: {"my_fusion": None})  # one job is enough, above
     status, out, _ = call(capfd, "check-part", "fusion", "my_lab.my_fusion", "--json")
     findings = json.loads(out)["findings"]
     assert status == 1

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from accelerate.commands import accelerate_cli
 from conftest import call, png
 
 from mmkt.conformance import examine, find
@@ -84,6 +85,12 @@ def test_command(command, desk, capfd, monkeypatch):
     if command.startswith("mmkt ") and "doctor" not in command:  # one goes the whole way
         monkeypatch.chdir(desk)
         status, out, err = entered(command, capfd)
+    elif command.startswith("accelerate launch "):  # its launcher starts the script in a process of its own
+        monkeypatch.chdir(desk)
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        capfd.readouterr()
+        accelerate_cli.main()
+        (out, err), status = capfd.readouterr(), 0
     else:
         done = typed(command, desk)
         status, out, err = done.returncode, done.stdout, done.stderr
