@@ -34,7 +34,16 @@ WORDS = ["red", "blue", "round", "square", "small", "large", "loud", "quiet", "w
 
 
 # Files that take minutes with few tests: they start first, so that no worker is left with one of them at the end.
-LONG = ("test_readme", "test_distributed", "test_conformance", "test_launchers", "test_cli", "test_train", "test_stop", "test_seeds")
+LONG = (
+    "test_readme",
+    "test_distributed",
+    "test_conformance",
+    "test_launchers",
+    "test_cli",
+    "test_train",
+    "test_stop",
+    "test_seeds",
+)
 
 
 def pytest_collection_modifyitems(items):
