@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ COLUMNS = {"fusion": ("arity", "level", "symmetric", "missing", "interacts", "id
 
 
 def catalogue(room: str | None = None, parts: Parts | None = None) -> dict[str, dict[str, dict[str, Any]]]:
-    """Room → part → first docstring line, declared facts (literals), and settings as they are written.
+    """Room → part → ``about`` (its first docstring line), ``facts`` (literals), ``settings`` as written, ``text``.
 
     Raises:
         ConfigError: there is no such room.
@@ -27,11 +28,16 @@ def catalogue(room: str | None = None, parts: Parts | None = None) -> dict[str, 
     if room is not None and room not in ROOMS:
         raise ConfigError(f"there is no room {room!r}{nearest(room, ROOMS)}; allowed: {', '.join(ROOMS)}")
     files = parts or Parts()
-    return {r: {name: _describe(file, r) for name, (_, file) in files.files(r).items()} for r in ([room] if room else ROOMS)}
+    return {r: _room(r, files) for r in ([room] if room else ROOMS)}
+
+
+def _room(room: str, parts: Parts) -> dict[str, dict[str, Any]]:
+    usual = _facts(_class(HOME / "types.py", ROOMS[room])) if room in COLUMNS else {}
+    return {name: _describe(file, usual) for name, (_, file) in parts.files(room).items()}
 
 
 def one(room: str, name: str, parts: Parts | None = None) -> dict[str, Any]:
-    """A part as ``catalogue`` has it, with its whole docstring as ``text``.
+    """A part as ``catalogue`` has it.
 
     Raises:
         ConfigError: there is no such room or part.
@@ -39,23 +45,18 @@ def one(room: str, name: str, parts: Parts | None = None) -> dict[str, Any]:
     found = catalogue(room, parts)[room]
     if name not in found:
         raise ConfigError(f"there is no {name!r} in mmkt/{room}{nearest(name, found)}; allowed: {', '.join(found)}")
-    part = _class((parts or Parts()).files(room)[name][1])
-    return found[name] | {"text": inspect.cleandoc(ast.get_docstring(part) or "")}
+    return found[name]
 
 
-def _describe(file: Path, room: str) -> dict[str, Any]:
+def _describe(file: Path, usual: dict[str, Any]) -> dict[str, Any]:
     part = _class(file)
     settings = {}
     for node in part.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults):
                 settings[argument.arg] = "required" if default is None else ast.unparse(default)
-    usual = _literals(_class(HOME / "types.py", ROOMS[room])) if room in COLUMNS else {}
-    return {
-        "about": (ast.get_docstring(part) or "").split("\n")[0],
-        "facts": usual | _literals(part),
-        "settings": settings,
-    }
+    text = inspect.cleandoc(ast.get_docstring(part) or "")
+    return {"about": text.split("\n")[0], "facts": usual | _facts(part), "settings": settings, "text": text}
 
 
 def _class(file: Path, name: str | None = None) -> ast.ClassDef:
@@ -64,15 +65,19 @@ def _class(file: Path, name: str | None = None) -> ast.ClassDef:
     return next(node for node in classes if (node.name == name if name else not node.name.startswith("_")))
 
 
-def _literals(part: ast.ClassDef) -> dict[str, Any]:
+def _facts(part: ast.ClassDef) -> dict[str, Any]:
+    """What a class body sets to a literal: plainly, or as a ClassVar."""
     found = {}
     for node in part.body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AnnAssign) else None
-        if isinstance(target, ast.Name) and isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-            try:
-                found[target.id] = ast.literal_eval(node.value)
-            except ValueError:
-                continue
+        if isinstance(node, ast.Assign):
+            target, value = node.targets[0], node.value
+        elif isinstance(node, ast.AnnAssign) and node.value and ast.unparse(node.annotation).startswith("ClassVar"):
+            target, value = node.target, node.value
+        else:
+            continue
+        if isinstance(target, ast.Name):
+            with suppress(ValueError):  # no literal, no fact
+                found[target.id] = ast.literal_eval(value)
     return found
 
 

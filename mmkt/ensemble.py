@@ -13,18 +13,17 @@ from accelerate import Accelerator
 
 from mmkt import distributed
 from mmkt.evaluate import judges
-from mmkt.launch import evaluate, revived, write_figures
-from mmkt.model import Model
+from mmkt.launch import evaluate_model, revived, write_figures
 from mmkt.parts import ConfigError, Parts
 from mmkt.score import About, score
-from mmkt.types import Predictions, Row
+from mmkt.types import Head, Predictions, Row
 
 
 class Member(NamedTuple):
-    """One model and its answers."""
+    """One model's answers; of the model itself nothing stays in memory."""
 
     path: str
-    model: Model
+    reads: tuple[str, ...]  # the modalities that its answers depend on
     predictions: Predictions
 
 
@@ -53,32 +52,25 @@ def ensemble(
     accelerator, parts, members = Accelerator(), Parts(plugins), []
     for place, path in enumerate(paths, 1):
         model, config = revived(path, overrides, parts, accelerator, ("data", "evaluate"))
-        _, found, _ = evaluate(path, overrides, plugins=plugins, out=f"{out}/{place}-{Path(config.run).name}")
-        members.append(Member(path, model, found))
+        _, found = evaluate_model(model, config, Path(out) / f"{place}-{Path(config.run).name}", parts, accelerator)
+        members.append(Member(path, model.fusion.reads or model.modalities, found))
         _refuse_other(members[0], members[-1])
-    predictions = _together(members)
-    first, folder = members[0].model, Path(out) / "ensemble"
-    assert first.config is not None
-    modalities = sorted({m for member in members for m in _reads(member.model)})
-    about = About(Path(out).name, "", first.config.seed, first.config.evaluate.split, "+".join(modalities))
-    rows = score(
-        predictions, judges(first, first.config.evaluate.metrics, parts), about=about, resamples=first.config.evaluate.resamples
-    )
+    # heads and settings are those of the last, which answers the same tasks
+    predictions = _together(members, model.heads)
+    folder = Path(out) / "ensemble"
+    modalities = sorted({m for member in members for m in member.reads})
+    about = About(Path(out).name, "", config.seed, config.evaluate.split, "+".join(modalities))
+    rows = score(predictions, judges(model, config.evaluate.metrics, parts), about=about, resamples=config.evaluate.resamples)
     if distributed.rank() == 0:
         write_figures(folder, rows, predictions)
     distributed.wait()
     return rows, folder
 
 
-def _reads(model: Model) -> tuple[str, ...]:
-    """The modalities that a model's answer depends on."""
-    return model.fusion.reads or model.modalities
-
-
 def _refuse_other(one: Member, two: Member) -> None:
     same: dict[str, list[Any]] = {
         "tasks": [dict(m.predictions.tasks) for m in (one, two)],
-        "classes": [{task: _meaning(head.vocabulary) for task, head in m.model.heads.items()} for m in (one, two)],
+        "classes": [{task: _meaning(m.predictions.vocabularies[task]) for task in m.predictions.tasks} for m in (one, two)],
         "rows": [m.predictions.table["id"].to_pylist() for m in (one, two)],
     }
     for what, (first, second) in same.items():
@@ -91,12 +83,12 @@ def _meaning(vocabulary: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in vocabulary.items() if name not in ("counts", "rows")}
 
 
-def _together(members: Sequence[Member]) -> Predictions:
+def _together(members: Sequence[Member], heads: Mapping[str, Head]) -> Predictions:
     """The first model's table with the averaged answers in it."""
     first = members[0]
     table = first.predictions.table
     knows = np.array(
-        [np.any([np.asarray(m.predictions.table[f"has.{x}"]) for x in _reads(m.model)], axis=0) for m in members]
+        [np.any([np.asarray(m.predictions.table[f"has.{x}"]) for x in m.reads], axis=0) for m in members]
     )  # (N, rows)
     knows |= ~knows.any(axis=0)
     weights = torch.from_numpy(knows / knows.sum(axis=0))
@@ -105,7 +97,7 @@ def _together(members: Sequence[Member]) -> Predictions:
         columns |= {
             name: member.predictions.table[name] for name in member.predictions.table.column_names if name.startswith("has.")
         }
-    for task, head in first.model.heads.items():
+    for task, head in heads.items():
         every = [np.stack(m.predictions.table[f"{task}.logits"].to_numpy(zero_copy_only=False)) for m in members]
         logits = head.average(torch.from_numpy(np.stack(every)).double(), weights).float()  # (rows, outputs)
         columns |= {f"{task}.{name}": values for name, values in head.decode(logits).items()}

@@ -178,6 +178,14 @@ def evaluate(
     """
     accelerator, parts = Accelerator(), Parts(plugins)
     model, config = revived(path, overrides, parts, accelerator, ("data", "evaluate"))
+    folder = Path(out) if out else Path(path) / f"evaluation-{config.evaluate.split}"
+    return *evaluate_model(model, config, folder, parts, accelerator), folder
+
+
+def evaluate_model(
+    model: Model, config: Experiment, folder: Path, parts: Parts, accelerator: Accelerator
+) -> tuple[list[Row], Predictions]:
+    """Figures and predictions of a revived model, written to a folder."""
     manifest = open_manifest(config.data, config.seed, parts)
     bad, labelled = [], None
     if config.data.bad_rows == "drop":  # bad rows of other splits stay, unread
@@ -187,11 +195,10 @@ def evaluate(
         labelled = splits.rows_of(manifest, config.evaluate.split)
     feed = Feed(manifest, model, config.data, config.seed, labelled=labelled)
     rows, predictions = _figures(model, feed, parts, accelerator)
-    folder = Path(out) if out else Path(path) / f"evaluation-{config.evaluate.split}"
     if distributed.rank() == 0:
         write_figures(folder, rows, predictions, bad)
     distributed.wait()
-    return rows, predictions, folder
+    return rows, predictions
 
 
 def revived(

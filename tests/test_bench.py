@@ -1,4 +1,4 @@
-"""The benchmark of large manifests, on a small one."""
+"""The scripts that make RESULTS.md, on little."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 from mmkt.data.manifest import fingerprint, read
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+import bench_fusion
 import bench_manifest
+import synthetic
 
 
 def test_the_same_rows_in_every_format(tmp_path):
@@ -33,3 +35,34 @@ def test_memory_is_of_the_whole_tree(tmp_path):
     child = "import time; x = b'a' * 50_000_000; time.sleep(1)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     assert bench_manifest.cost([sys.executable, "-c", parent], tmp_path).peak > 55e6
+
+
+def test_fusions_over_concat(monkeypatch, capsys):
+    size = ["--rows", "4", "--tokens", "3", "--dim", "64", "--rounds", "1", "--markdown"]
+    monkeypatch.setattr(sys, "argv", ["bench_fusion.py", "sum", "tensor", "merged", *size])
+    bench_fusion.main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = {cells[1].strip(): cells[2:] for line in lines if len(cells := line.split("|")) > 3}
+    assert float(rows["concat"][4]) == 1.0
+    assert rows["sum"][1].strip() == f"{3 * (64**2 + 64) + 64:,}"
+    assert any(line.startswith("tensor refuses: the tensor of 3 modalities of 64 features") for line in lines)
+
+
+def test_fusions_beside_their_ceilings(tmp_path, monkeypatch, capsys):
+    (tmp_path / "configs").symlink_to(Path(__file__).parent.parent / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(synthetic, "FIXED", ("train.steps=2", "train.evaluate_every=2", "evaluate.resamples=0"))
+    monkeypatch.setattr(sys, "argv", ["synthetic.py", "--tasks", "xor", "--fusions", "gated", "--markdown"])
+    for _ in range(2):  # the second time it reads what has ended
+        synthetic.main()
+    head, _, line = capsys.readouterr().out.splitlines()[-3:]
+    assert "xor (0.997)" in head
+    assert line.split(" | ")[-1].startswith("interacts"), "two steps are too few, and that is said"
+    assert len(list((tmp_path / "checkpoints/synthetic").iterdir())) == 2
+
+
+def test_a_broken_declaration_is_named():
+    facts = {"interacts": False, "missing": "exact"}
+    assert synthetic.verdict(facts, "xor", 0.9, 0.997) == "no interaction"
+    assert synthetic.verdict(facts, "lost", 0.93, 0.958) == "exact (lost)"
+    assert synthetic.verdict(facts, "lost", 0.95, 0.958) == synthetic.verdict(facts, "xor", 0.6, 0.997) == ""

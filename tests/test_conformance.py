@@ -20,7 +20,7 @@ WRONG = Path(__file__).parent / "wrong"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
+def fresh_dynamo():
     """Dynamo keeps what it compiled: hundreds of graphs of one walk."""
     yield
     torch._dynamo.reset()

@@ -89,6 +89,32 @@ def test_rank_confidence_asks_for_the_order_of_being_right():
     close(this(None, batch(found), ordered), torch.zeros(()))
 
 
+def test_rank_confidence_compares_with_the_rows_of_all_processes(monkeypatch):
+    """Two halves that see each other's rows add up to the whole; without, they don't."""
+    found, fusion = some(), make("dynamic")
+    out, this, whole = outputs(fusion, found), objective("rank_confidence"), batch(found)
+    expected = this(None, whole, out)
+    halves, there = [slice(0, 3), slice(3, 6)], torch.stack([whole.present[m] & whole.labelled["y"] for m in NAMES], 1)
+    right = out.notes["logits.y"].detach().softmax(2).gather(2, whole.labels["y"][:, None, None].expand(-1, 3, 1))[..., 0]
+
+    def summed(gather) -> torch.Tensor:
+        total = torch.zeros(())
+        for half in halves:
+            every = iter([out.notes["confidence.y"], right, there.float()])
+            monkeypatch.setattr("mmkt.objectives.rank_confidence.gather", lambda x, every=every: gather(x, next(every)))
+            notes = {name: x[half] for name, x in out.notes.items()}
+            cut = whole._replace(
+                present={m: p[half] for m, p in whole.present.items()},
+                labels={"y": whole.labels["y"][half]},
+                labelled={"y": whole.labelled["y"][half]},
+            )
+            total = total + this(None, cut, out._replace(notes=notes))
+        return total
+
+    close(summed(lambda local, every: every), expected)
+    assert not torch.allclose(summed(lambda local, every: local), expected, atol=1e-3)
+
+
 @pytest.mark.parametrize(("fusion", "name"), [("late", "evidence"), ("concat", "unimodal"), ("late", "rank_confidence")])
 def test_without_what_it_reads_an_objective_says_so(fusion, name):
     found = some()

@@ -56,7 +56,7 @@ def find(room: str, name: str, overrides: Sequence[str] = (), plugins: Sequence[
     plugins = (*plugins, *([lab] if lab else []))
     parts = Parts(plugins)
     spec = check(FusionOf, {"fusion": override({"name": name}, overrides)}, parts).fusion
-    return Case(name, parts.find(room, name), spec, plugins, parts=parts)
+    return Case(name, parts.find(room, name), spec, parts=parts)
 
 
 def examine(case: Case, points: Sequence[int] = tuple(TITLES)) -> list[Finding]:

@@ -31,7 +31,6 @@ class Case:
     name: str
     cls: type[Fusion]
     spec: Mapping[str, Any]  # name and every setting
-    plugins: tuple[str, ...] = ()
     about: str = ""  # which setting is not the usual one
     parts: Parts = field(default_factory=Parts, compare=False)
 

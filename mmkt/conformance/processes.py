@@ -35,7 +35,7 @@ def alone_and_together(cases: Sequence[Case]) -> dict[str, str | None]:
     training is compared in evaluation.
     """
     with tempfile.TemporaryDirectory() as folder:
-        told = [{"name": case.name, "spec": dict(case.spec), "plugins": list(case.plugins)} for case in cases]
+        told = [{"name": case.name, "spec": dict(case.spec), "plugins": list(case.parts.plugins)} for case in cases]
         Path(folder, "cases.json").write_text(json.dumps(told), encoding="utf-8")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         paths = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
@@ -118,7 +118,7 @@ def main(folder: Path) -> None:
     faults = {}
     for told in json.loads((folder / "cases.json").read_text(encoding="utf-8")):
         parts = Parts(told["plugins"])
-        case = Case(told["name"], parts.find("fusion", told["name"]), told["spec"], tuple(told["plugins"]), parts=parts)
+        case = Case(told["name"], parts.find("fusion", told["name"]), told["spec"], parts=parts)
         fault, found = None, {}
         try:
             found = _trained(case)

@@ -185,10 +185,7 @@ def _look(
             continue
         items = value if isinstance(value, list) and kind != "features" else [value]
         try:
-            if kind == "features":
-                parts: list[bytes | None] = [vectors.array(value, width).tobytes()]
-            else:
-                parts = [_content(item, kind, manifest.root, content, limits) for item in items if not is_absent(item)]
+            parts = [_content(item, kind, manifest.root, content, limits, width) for item in items if not is_absent(item)]
         except (DecodeError, media.MediaError) as error:
             unreadable.append(Unreadable(ids[row].as_py(), column, str(error)))
             parts = [None]
@@ -196,8 +193,10 @@ def _look(
     return np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2), absent, unreadable
 
 
-def _content(item: Any, kind: str, root: Path, content: bool, limits: Limits) -> bytes | None:
-    """What is compared of an item that decodes, None where its file is not to be read."""
+def _content(item: Any, kind: str, root: Path, content: bool, limits: Limits, width: int) -> bytes | None:
+    """What is compared of an item that decodes, None where its file is not to be read; ``width`` is that of vectors."""
+    if kind == "features":
+        return vectors.array(item, width).tobytes()
     if kind == "text":
         return " ".join(texts.text(item, limits).split()).encode()
     if not content:

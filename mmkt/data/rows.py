@@ -110,17 +110,17 @@ class Rows(Dataset[Item]):
         Raises:
             ValueError: DecodeError or MediaError, with the row's id and the column.
         """
-        cells = {m: partial(self._cell, m, key.row) for m in self.cells if self._has(m, key.row)}
+        cells = {m: cell for m in self.cells if (cell := self._cell(m, key.row))}
         return self._make(key, cells, f"row {self.ids[key.row].as_py()!r}" if self.ids is not None else f"row {key.row}")
 
-    def _cell(self, modality: str, row: int) -> Any:
-        return self.cells[modality][row].as_py()
-
-    def _has(self, modality: str, row: int) -> bool:
-        there = self.there[modality]
+    def _cell(self, modality: str, row: int) -> Callable[[], Any] | None:
+        """What gives a row's cell, None where the row lacks the modality; a cell is read at the most once."""
+        there, column = self.there[modality], self.cells[modality]
         if there[row] < 0:
-            there[row] = not is_absent(self._cell(modality, row))
-        return bool(there[row])
+            cell = column[row].as_py()
+            there[row] = not is_absent(cell)
+            return (lambda: cell) if there[row] else None
+        return (lambda: column[row].as_py()) if there[row] else None
 
     def unreadable(self, row: int) -> dict[str, str]:
         """By column, why the row's cell cannot be decoded: just what ``__getitem__`` would refuse."""

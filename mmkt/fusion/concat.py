@@ -7,8 +7,8 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import nn
 
+from mmkt.layers.mlp import mlp
 from mmkt.types import Encoded, Fused, Fusion
 
 
@@ -40,7 +40,7 @@ class Concat(Fusion):
         super().__init__()
         hidden = hidden or 2 * dim
         width = len(modalities) * (dim + 1)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
+        self.mlp = mlp(width, hidden, dim, dropout)
 
     def forward(self, parts: dict[str, Encoded]) -> Fused:
         """(B, D) a modality → (B, D)."""

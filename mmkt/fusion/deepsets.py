@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from mmkt.layers.presence import mean_present, stacked
+from mmkt.layers.mlp import mlp
+from mmkt.layers.presence import apply_each, mean_present, stacked
 from mmkt.types import Encoded, Fused, Fusion
 
 
@@ -42,12 +43,12 @@ class Deepsets(Fusion):
         hidden = hidden or dim
         self.pool = pool
         self.phi = nn.ModuleDict({m: nn.Sequential(nn.Linear(dim, dim), nn.GELU()) for m in modalities})
-        self.rho = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
+        self.rho = mlp(dim, hidden, dim, dropout)
 
     def forward(self, parts: dict[str, Encoded]) -> Fused:
         """(B, D) a modality → (B, D)."""
         x, present = stacked(parts)  # (B, M, D), (B, M)
-        h = torch.stack([self.phi[m](x[:, k]) for k, m in enumerate(parts)], 1)
+        h = apply_each(self.phi, x)
         if self.pool == "max":
             pooled = h.masked_fill(~present[..., None], torch.finfo(h.dtype).min).amax(1)
             pooled = pooled.masked_fill(~present.any(1, keepdim=True), 0.0)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from mmkt.layers.mlp import mlp
 from mmkt.layers.presence import stacked, unless_nothing, with_bits
 from mmkt.parts import nearest
 from mmkt.types import Encoded, Fused, Fusion
@@ -58,8 +59,8 @@ class DynamicGate(Fusion):
         one = [(costs or {}).get(m, 1.0) for m in modalities]
         self.register_buffer("options", torch.tensor([[k in s for k in places] for s in subsets]), persistent=False)
         self.register_buffer("costs", torch.tensor([sum(one[k] for k in s) for s in subsets]), persistent=False)
-        self.gate = nn.Sequential(nn.Linear(len(modalities) * (dim + 1), dim), nn.GELU(), nn.Linear(dim, len(subsets)))
-        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(len(s) * dim, dim), nn.GELU(), nn.Linear(dim, dim)) for s in subsets)
+        self.gate = mlp(len(modalities) * (dim + 1), dim, len(subsets))
+        self.experts = nn.ModuleList(mlp(len(s) * dim, dim, dim) for s in subsets)
         self.nothing = nn.Parameter(torch.zeros(dim))
 
     def forward(self, parts: dict[str, Encoded]) -> Fused:

@@ -52,7 +52,7 @@ class Evidential(Fusion):
             logits[task] = (b + u / number).log()
             total = b * (number / u)
             notes[f"evidence.{task}"] = torch.cat([total[:, None], evidence], 1)
-            notes[f"uncertainty.{task}"] = torch.cat([u, *(each for _, each in opinions)], 1)
+            notes[f"uncertainty.{task}"] = torch.cat([u, *(own for _, own in opinions)], 1)
         return self.each.fused(parts, logits, notes)
 
 

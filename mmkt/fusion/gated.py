@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from mmkt.layers.presence import masked_softmax, stacked, unless_nothing
+from mmkt.layers.presence import apply_each, masked_softmax, stacked, unless_nothing
 from mmkt.types import Encoded, Fused, Fusion
 
 
@@ -51,7 +51,7 @@ class Gated(Fusion):
         """(B, D) a modality → (B, D); the gates (B, M, D) come out as a note."""
         x, present = stacked(parts)  # (B, M, D), (B, M)
         there = present[..., None]
-        h = torch.stack([torch.tanh(self.transform[m](x[:, k])) for k, m in enumerate(parts)], 1)
+        h = torch.tanh(apply_each(self.transform, x))
         scores = self.gate(x.flatten(1)).view_as(x)
         z = masked_softmax(scores, there, 1) if self.convex else scores.sigmoid().masked_fill(~there, 0.0)
         y = unless_nothing((z * h).sum(1), present, self.nothing)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from mmkt.layers.presence import unless_nothing
+from mmkt.layers.presence import apply_each, unless_nothing
 from mmkt.layers.unimodal import UnimodalLogits
 from mmkt.types import Encoded, Fused, Fusion
 
@@ -54,13 +54,13 @@ class Late(Fusion):
         each, present = self.each(parts)  # (B, M, C), (B, M)
         if self.weights == "stacked":
             x = torch.cat([each, present[..., None].to(each.dtype)], 2)  # (B, M, C + 1)
-            y = torch.stack([self.stack[m](x[:, k]) for k, m in enumerate(parts)]).sum(0).float() + self.bias
+            y = apply_each(self.stack, x).sum(1).float() + self.bias
         else:
             w = torch.ones_like(each)
             if self.weights == "learned":
-                sizes = torch.tensor(list(self.each.outputs.values()), device=w.device)
                 learned = torch.stack([self.log_weights[m] for m in parts]).exp()  # (M, T)
-                w = learned.repeat_interleave(sizes, 1, output_size=each.shape[2]).expand_as(each)
+                sizes = self.each.outputs.values()
+                w = torch.cat([w.expand(-1, size) for w, size in zip(learned.split(1, 1), sizes)], 1).expand_as(each)
             w = w.masked_fill(~present[..., None], 0.0)
             y = (w * each).sum(1) / w.sum(1).clamp(min=1e-6)
         y = unless_nothing(y, present, self.nothing)

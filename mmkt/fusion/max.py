@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from mmkt.layers.presence import stacked, unless_nothing
+from mmkt.layers.presence import apply_each, stacked, unless_nothing
 from mmkt.types import Encoded, Fused, Fusion
 
 
@@ -31,6 +31,6 @@ class Max(Fusion):
     def forward(self, parts: dict[str, Encoded]) -> Fused:
         """(B, D) a modality → (B, D)."""
         x, present = stacked(parts)  # (B, M, D), (B, M)
-        h = torch.stack([self.project[m](x[:, k]) for k, m in enumerate(parts)], 1)
+        h = apply_each(self.project, x)
         y = h.masked_fill(~present[..., None], torch.finfo(h.dtype).min).amax(1)
         return Fused(Encoded.of(unless_nothing(y, present, self.nothing)), {}, {}, {})

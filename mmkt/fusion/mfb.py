@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from mmkt.layers.presence import stacked
+from mmkt.layers.presence import apply_each, stacked
 from mmkt.types import Encoded, Fused, Fusion
 
 
@@ -46,7 +45,7 @@ class MFB(Fusion):
     def forward(self, parts: dict[str, Encoded]) -> Fused:
         """(B, D) a modality → (B, D)."""
         x, present = stacked(parts)  # (B, M, D), (B, M)
-        h = torch.stack([self.project[m](x[:, n]) for n, m in enumerate(parts)], 1)  # (B, M, k·D)
+        h = apply_each(self.project, x)  # (B, M, k·D)
         both = self.drop(h.masked_fill(~present[..., None], 1.0).prod(1)).float()
         z = both.view(len(x), -1, self.k).sum(2)  # (B, D)
         eps = 1e-6

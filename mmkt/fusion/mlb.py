@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from mmkt.layers.presence import stacked
+from mmkt.layers.presence import apply_each, stacked
 from mmkt.types import Encoded, Fused, Fusion
 
 
@@ -45,5 +45,5 @@ class MLB(Fusion):
     def forward(self, parts: dict[str, Encoded]) -> Fused:
         """(B, D) a modality → (B, D)."""
         x, present = stacked(parts)  # (B, M, D), (B, M)
-        h = torch.stack([torch.tanh(self.project[m](x[:, k])) for k, m in enumerate(parts)], 1)  # (B, M, H)
+        h = torch.tanh(apply_each(self.project, x))  # (B, M, H)
         return Fused(Encoded.of(self.out(self.drop(h.masked_fill(~present[..., None], 1.0).prod(1)))), {}, {}, {})

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from mmkt.layers.presence import stacked
+from mmkt.layers.presence import apply_each, stacked
 from mmkt.types import Encoded, Fused, Fusion
 
 
@@ -48,6 +48,6 @@ class Mutan(Fusion):
     def forward(self, parts: dict[str, Encoded]) -> Fused:
         """(B, D) a modality → (B, D)."""
         x, present = stacked(parts)  # (B, M, D), (B, M)
-        h = [self.core[m](self.drop(torch.tanh(self.project[m](x[:, k])))) for k, m in enumerate(parts)]
-        each = torch.stack(h, 1).masked_fill(~present[..., None], 1.0).prod(1)  # (B, R·H)
+        h = apply_each(self.core, self.drop(torch.tanh(apply_each(self.project, x))))
+        each = h.masked_fill(~present[..., None], 1.0).prod(1)  # (B, R·H)
         return Fused(Encoded.of(self.out(each.view(len(x), self.rank, -1).sum(1))), {}, {}, {})

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import nn
 
-from mmkt.layers.presence import stacked
+from mmkt.layers.presence import apply_each, stacked
 from mmkt.types import Encoded, Fused, Fusion
 
 
@@ -33,5 +32,5 @@ class Product(Fusion):
     def forward(self, parts: dict[str, Encoded]) -> Fused:
         """(B, D) a modality → (B, D)."""
         x, present = stacked(parts)  # (B, M, D), (B, M)
-        h = torch.stack([self.project[m](x[:, k]) for k, m in enumerate(parts)], 1)
+        h = apply_each(self.project, x)
         return Fused(Encoded.of(self.norm(h.masked_fill(~present[..., None], 1.0).prod(1))), {}, {}, {})

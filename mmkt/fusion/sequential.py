@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from mmkt.layers.mlp import mlp
 from mmkt.layers.presence import stacked
 from mmkt.types import Encoded, Fused, Fusion
 
@@ -41,12 +42,7 @@ class Sequential(Fusion):
         super().__init__()
         hidden = hidden or dim
         self.start = nn.Parameter(torch.zeros(dim))
-        self.step = nn.ModuleDict(
-            {
-                m: nn.Sequential(nn.Linear(2 * dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
-                for m in modalities
-            }
-        )
+        self.step = nn.ModuleDict({m: mlp(2 * dim, hidden, dim, dropout) for m in modalities})
 
     def forward(self, parts: dict[str, Encoded]) -> Fused:
         """(B, D) a modality → (B, D)."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from mmkt.layers.presence import mean_present, stacked, unless_nothing
+from mmkt.layers.presence import apply_each, mean_present, stacked, unless_nothing
 from mmkt.types import Encoded, Fused, Fusion
 
 
@@ -31,5 +31,5 @@ class Sum(Fusion):
     def forward(self, parts: dict[str, Encoded]) -> Fused:
         """(B, D) a modality → (B, D)."""
         x, present = stacked(parts)  # (B, M, D), (B, M)
-        h = torch.stack([self.project[m](x[:, k]) for k, m in enumerate(parts)], 1)
+        h = apply_each(self.project, x)
         return Fused(Encoded.of(unless_nothing(mean_present(h, present), present, self.nothing)), {}, {}, {})

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field
-from torch import nn
 
+from mmkt.layers.mlp import mlp
 from mmkt.layers.presence import target_of
 from mmkt.types import Encoded, Fused, Fusion
 
@@ -40,7 +40,7 @@ class Unimodal(Fusion):
         super().__init__()
         hidden = hidden or 2 * dim
         self.reads = (target_of(modality, modalities),)
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
+        self.mlp = mlp(dim, hidden, dim, dropout)
 
     def forward(self, parts: dict[str, Encoded]) -> Fused:
         """(B, D) a modality → (B, D)."""

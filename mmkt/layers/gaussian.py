@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mmkt.layers.presence import stacked
+from mmkt.layers.presence import apply_each, stacked
 from mmkt.types import Encoded
 
 
@@ -21,13 +21,13 @@ class Experts(nn.Module):
     def forward(self, parts: Mapping[str, Encoded]) -> tuple[Tensor, Tensor, Tensor]:
         """Means and variances (B, M, D) in float32, and presence (B, M)."""
         x, present = stacked(parts)
-        both = torch.stack([self.of[m](x[:, k]) for k, m in enumerate(parts)], 1).float()
+        both = apply_each(self.of, x).float()
         mean, log_variance = both.chunk(2, -1)
         return mean, log_variance.clamp(-10, 10).exp(), present
 
 
 def product(mean: Tensor, variance: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-    """The product of some experts and the prior N(0, 1), again a Gaussian (Wu and Goodman, 2018, section 2.2).
+    """The product of some experts and the prior N(0, 1), again a Gaussian (Wu and Goodman, 2018).
 
     Args:
         mean: (B, M, D).

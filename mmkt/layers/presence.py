@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmkt.layers.masked import zero_masked
 from mmkt.parts import nearest
@@ -16,6 +16,11 @@ def stacked(parts: Mapping[str, Encoded]) -> tuple[Tensor, Tensor]:
     """Summaries (B, M, D), zero where missing, and presence (B, M)."""
     present = torch.stack([x.present for x in parts.values()], 1)
     return zero_masked(torch.stack([x.pooled for x in parts.values()], 1), present), present
+
+
+def apply_each(layers: nn.ModuleDict, x: Tensor) -> Tensor:
+    """A layer a modality, in the modalities' order: (B, M, D) → (B, M, outputs)."""
+    return torch.stack([layer(x[:, k]) for k, layer in enumerate(layers.values())], 1)
 
 
 def with_bits(x: Tensor, present: Tensor) -> Tensor:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
-from mmkt.layers.presence import mean_present, stacked
+from mmkt.layers.presence import apply_each, mean_present, stacked
 from mmkt.types import Batch, Encoded, Fused, Outputs
 
 
@@ -22,7 +21,7 @@ class UnimodalLogits(nn.Module):
     def forward(self, parts: Mapping[str, Encoded]) -> tuple[Tensor, Tensor]:
         """(B, M, C) logits of all tasks side by side, zero where a modality is missing; presence (B, M)."""
         x, present = stacked(parts)
-        logits = torch.stack([self.of[m](x[:, k]) for k, m in enumerate(parts)], 1).float()
+        logits = apply_each(self.of, x).float()
         return logits.masked_fill(~present[..., None], 0.0), present
 
     def by_task(self, logits: Tensor) -> dict[str, Tensor]:

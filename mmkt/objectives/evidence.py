@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Evidence(Objective):
-    """TMC's loss (Han et al., 2021, equations 9 to 12), for the fusion ``evidential`` in place of ``classify``.
+    """TMC's loss (Han et al., 2021), for the fusion ``evidential`` in place of ``classify``.
 
     With α = e + 1 and S = Σ α an opinion's loss is Σ_k y_k (ψ(S) − ψ(α_k)) + λ KL(Dir(α̃) ‖ Dir(1)), α̃ = y + (1 − y) ⊙ α: the
     expected cross-entropy, and no evidence for what is wrong. It is summed over the fused opinion and those of the present
@@ -65,6 +66,6 @@ class Evidence(Objective):
 
 def divergence_from_uniform(alpha: Tensor) -> Tensor:
     """KL(Dir(α) ‖ Dir(1)) in nats over the last axis."""
-    total, number = alpha.sum(-1, keepdim=True), torch.tensor(float(alpha.shape[-1]), device=alpha.device)
+    total = alpha.sum(-1, keepdim=True)
     inner = ((alpha - 1) * (alpha.digamma() - total.digamma())).sum(-1)
-    return total[..., 0].lgamma() - number.lgamma() - alpha.lgamma().sum(-1) + inner
+    return total[..., 0].lgamma() - math.lgamma(alpha.shape[-1]) - alpha.lgamma().sum(-1) + inner
