@@ -25,6 +25,7 @@ ROOMS = {
     "fusion": "Fusion",
     "heads": "Head",
     "objectives": "Objective",
+    "adapters": "Adapter",
     "transfer": "Transfer",
     "metrics": "Metric",
     "data/sources": "Source",

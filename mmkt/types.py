@@ -6,7 +6,7 @@ Shapes: B rows, L tokens, D the shared width, W an encoder's own width, N items 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -114,6 +114,21 @@ class Row(NamedTuple):
     high: float
 
 
+class Answers(NamedTuple):
+    """What another model says of n rows, in row order."""
+
+    row: Tensor  # (n,) long: place in the manifest
+    logits: dict[str, Tensor]  # (n, outputs) by task
+    pooled: Tensor  # (n, D) its fused vectors
+
+
+class Until(NamedTuple):
+    """Ends a phase before its last step: at several logs in a row the loss was not lower than its best by a share of it."""
+
+    patience: int  # logs
+    drop: float = 0.01
+
+
 class Phase(NamedTuple):
     """One stretch of training: what trains, for how long, how fast.
 
@@ -127,6 +142,7 @@ class Phase(NamedTuple):
     lr: Mapping[str, float] = MappingProxyType({})  # pattern → factor on train.lr; the last that matches wins
     objectives: Sequence[str] | None = None  # None: all of them
     streams: Mapping[str, int] | None = None
+    until: Until | None = None  # the steps that it spares are the next phase's
 
 
 class Processor(ABC):
@@ -174,6 +190,7 @@ class Encoder(nn.Module, ABC):
     kind: ClassVar[str]
     bounds: ClassVar[tuple[float, float] | None] = None  # of its raw space; None for text
     learns: ClassVar[bool] = False  # from the training split's cells, before it is built
+    backbone: str | None = None  # where its body lies in it ("body", "trunk.body", "": all of it); None: it owns none
     vocabulary: dict[str, Any]  # of one that learns
 
     @classmethod
@@ -304,6 +321,14 @@ class Objective(nn.Module, ABC):
     def count(self, batch: Batch) -> Tensor:
         """How many items ``forward`` sums over, from the batch alone."""
 
+    def prepare(self, learner: Learner, ask: Callable[[str], Answers]) -> None:
+        """Once, when the learner is built, on the CPU: what it remembers becomes buffers here.
+
+        Args:
+            learner: with the weights that training starts from; a resumed run loads its state afterwards.
+            ask: gives a checkpoint's answers for every row that trains.
+        """
+
     def craft(self, learner: Learner, batch: Batch) -> Batch:
         """Rows made before the forward: adversarial ones, mixup, pseudo-labels."""
         return batch
@@ -316,6 +341,30 @@ class Objective(nn.Module, ABC):
 
     def stepped(self, learner: Learner, progress: float) -> None:
         """After a step; ``progress`` runs from 0 to 1 over the phase."""
+
+
+class Adapter(ABC):
+    """A small change to an encoder's body that trains in its place. A constructor takes ``(self, *, settings…)``.
+
+    It is structure: it is put on before weights are loaded, and saved with the model.
+    """
+
+    merges: ClassVar[bool]  # into the body's own weights, after which nothing is left of it
+
+    @abstractmethod
+    def apply(self, encoder: Encoder) -> set[str]:
+        """Change the encoder in place; at the start its outputs stay as they are, to the bit where nothing is said.
+
+        Returns:
+            Names of the encoder's parameters that train. The body's others never do.
+
+        Raises:
+            ValueError: the encoder's family has no preset and no targets are given, or a target matches nothing.
+        """
+
+    def merge(self, encoder: Encoder) -> None:
+        """Work the change into the body's own weights and names, in place."""
+        raise ValueError(f"{type(self).__name__} cannot be merged into the body's own weights")
 
 
 class Transfer(ABC):

@@ -13,7 +13,7 @@ FLOORS = [
     ["config", "catalogue", "launcher"],
     ["experiment", "schema", "pretrained", "checkpoint"],
     ["layers", "push"],
-    ["data", "encoders", "fusion", "heads", "objectives", "transfer", "metrics"],
+    ["study", "data", "encoders", "fusion", "heads", "objectives", "adapters", "transfer", "metrics"],
     ["space", "score", "report"],
     ["model"],
     ["preparation", "feed", "learner", "card", "start"],

@@ -31,6 +31,7 @@ class HfAudio(Encoder):
     """
 
     kind = "audio"
+    backbone = "body"
     bounds = (-1.0, 1.0)
 
     def __init__(

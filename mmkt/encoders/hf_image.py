@@ -26,6 +26,7 @@ class HfImage(Encoder):
     """
 
     kind = "image"
+    backbone = "body"
     bounds = (0.0, 1.0)
     mean: Tensor
     std: Tensor

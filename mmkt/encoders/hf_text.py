@@ -27,6 +27,7 @@ class HfText(Encoder):
     """
 
     kind = "text"
+    backbone = "body"
 
     def __init__(
         self,

@@ -92,6 +92,7 @@ class Spectrogram(Encoder):
             pretrained = weights == "pretrained" and assets is None
             self.trunk = Trunk(backbone, pretrained=pretrained, channels=1, size=size, options=options, assets=assets)
             self.width = self.trunk.width
+        self.backbone = "trunk.body" if self.trunk else ""
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Encoded:
         """Encode N clips."""

@@ -19,6 +19,7 @@ class TimmImage(Encoder):
     """A timm trunk behind a normalisation of its own: inputs are ``pixels`` (N, C, H, W) in [0, 1]."""
 
     kind = "image"
+    backbone = "trunk.body"
     bounds = (0.0, 1.0)
     mean: Tensor
     std: Tensor
