@@ -146,6 +146,19 @@ def folds(options: argparse.Namespace) -> None:
             study.table(found, Console())
 
 
+def transfer(options: argparse.Namespace) -> None:
+    """Train what a transfer study lacks, and report."""
+    from mmkt.config import read
+    from mmkt.study import Study
+
+    study = read(Study, options.study, options.overrides)
+    from mmkt.studies.transfer_gain import Transfer, part
+
+    found = Transfer(study)
+    if not options.report:
+        found.carry_out(options.jobs, part(options.part))
+
+
 def _figures(rows: Any, options: argparse.Namespace) -> None:
     """Rows as a table on standard output, or with --json as one object."""
     from rich.console import Console

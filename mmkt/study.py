@@ -41,6 +41,8 @@ class Study(Section):
     methods: Annotated[dict[Name, list[str]], Field(min_length=1)] = {"full": []}
     """How: name → ``key=value``."""
     grids: Annotated[list[GridOf], Field(min_length=1)]
+    by: str | None = None
+    """The column of classes of which fractions keep their share."""
     pretrained: Name = "pretrained"
     """The source whose gain is asked for."""
     baseline: Name = "random"
