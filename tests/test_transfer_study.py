@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import rows_of_three, write
 
-from mmkt.config import check
+from mmkt.config import check, read
 from mmkt.parts import ConfigError, Parts
 from mmkt.studies.transfer_gain import Transfer
 from mmkt.study import Study
@@ -49,6 +49,11 @@ def study_of(experiment: Path, **changes) -> dict:
 
 def made(study: dict) -> Transfer:
     return Transfer(check(Study, study, Parts()))
+
+
+@pytest.mark.parametrize("file", sorted(Path("configs/study").glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_studies(file):
+    assert Transfer(read(Study, file)).grids
 
 
 def test_a_study_chooses_on_validation_and_reads_test_once(experiment):
