@@ -64,10 +64,9 @@ def _needed(mean: float, deviation: float) -> float:
     """Seeds after which the t interval of this mean would leave 0 out."""
     if not mean or not np.isfinite(deviation):
         return np.nan
-    for n in range(2, 1001):
-        if stats.t.ppf((1 + LEVEL) / 2, n - 1) * deviation / n**0.5 < abs(mean):
-            return n
-    return np.inf
+    n = np.arange(2, 1001)
+    enough = stats.t.ppf((1 + LEVEL) / 2, n - 1) * deviation / n**0.5 < abs(mean)
+    return float(n[enough.argmax()]) if enough.any() else np.inf
 
 
 def interval(drawn: np.ndarray) -> tuple[float, float]:

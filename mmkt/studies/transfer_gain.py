@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -197,7 +197,7 @@ def _cells(study: Study, grid: GridOf, path: str) -> Iterator[Cell]:
             yield from (Cell(source, method, fraction) for source in grid.sources or study.sources)
 
 
-def of_method(cells: Mapping[Cell, object], method: str, fraction: float) -> dict[str, Cell]:
+def of_method(cells: Iterable[Cell], method: str, fraction: float) -> dict[str, Cell]:
     """By source, the cells of a method and a share of the labels."""
     return {cell.source: cell for cell in cells if (cell.method, cell.fraction) == (method, fraction)}
 
