@@ -253,7 +253,7 @@ class Model(nn.Module):
             left = frozenset(own) - frozenset(tensors)
             if checkpoint.digest(left, own.__getitem__) != delta["sha256"]:
                 raise checkpoint.CheckpointError(
-                    f"{folder} is a delta: the {delta['left out']} tensors that it leaves out are not those that it was made from. "
+                    f"{folder} is a delta: the {delta['left out']} tensors that it leaves out are not those it was made from. "
                     "Give the same original models (and versions, where weights are random), or the whole checkpoint"
                 )
         checkpoint.load_strict(model, tensors, folder / "model.safetensors", left)

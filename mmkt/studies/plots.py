@@ -29,7 +29,8 @@ def svg(figure: Figure) -> str:
     stream = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    return stream.getvalue().partition("?>")[2].partition('.dtd">')[2].strip()
+    text = stream.getvalue()
+    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
 
 
 def colours(results: Results) -> dict[str, str]:
