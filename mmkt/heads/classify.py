@@ -30,7 +30,8 @@ class Classify(Head):
         counts = Counter(values)
         classes = sorted(counts, key=lambda c: (isinstance(c, str), c))
         if len(classes) < 2:
-            raise ValueError(f"a classifier needs two classes or more in the training split, found {classes}")
+            words = "name another column (data.labels), or look at what the split holds (mmkt data check)"
+            raise ValueError(f"a classifier needs two classes or more in the training split, found {classes}: {words}")
         return {"classes": classes, "counts": [counts[c] for c in classes]}
 
     @staticmethod
