@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,15 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except SafetensorError as error:
         raise CheckpointError(f"{file} is not a whole safetensors file: {error}") from None
+
+
+def digest(names: Iterable[str], tensor: Callable[[str], Tensor]) -> str:
+    """SHA-256 over tensors in the order of their names; ``tensor`` gives one at a time."""
+    found = hashlib.sha256()
+    for name in sorted(names):
+        found.update(name.encode())
+        found.update(tensor(name).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: Path, optional: frozenset[str] = frozenset()) -> None:

@@ -146,6 +146,30 @@ def folds(options: argparse.Namespace) -> None:
             study.table(found, Console())
 
 
+def transfer(options: argparse.Namespace) -> None:
+    """Train what a transfer study lacks, and report."""
+    from mmkt.config import read
+    from mmkt.study import Study
+
+    study = read(Study, options.study, options.overrides)
+    from mmkt.studies import transfer_report
+    from mmkt.studies.transfer_gain import Transfer, part
+    from mmkt.studies.transfer_results import gather
+
+    found = Transfer(study)
+    if not options.report:
+        found.carry_out(options.jobs, part(options.part))
+    results = gather(found)
+    page = transfer_report.write(results)
+    if options.json:
+        print(json.dumps(transfer_report.as_json(results)))
+    else:
+        from rich.console import Console
+
+        transfer_report.show(results, Console())
+        print(f"report: {page}", file=sys.stderr)
+
+
 def _figures(rows: Any, options: argparse.Namespace) -> None:
     """Rows as a table on standard output, or with --json as one object."""
     from rich.console import Console

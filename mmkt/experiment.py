@@ -38,6 +38,15 @@ class FoldOf(Section):
     """Share of the other rows that validates; rows of one group stay together."""
 
 
+class SubsetOf(Section):
+    """Less to train on: how much do few labels cost?"""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of the training split's rows; drawn by ``seed``, a smaller share is part of a larger one."""
+    by: str | None = None
+    """A column (of classes) of which every value keeps this share."""
+
+
 class Data(Section):
     """Where rows come from and how they are read."""
 
@@ -55,6 +64,8 @@ class Data(Section):
     """Sizes of the splits, where the manifest names none; rows of one group stay together."""
     fold: FoldOf | None = None
     """Splits by fold, in place of those that the manifest names; ``mmkt folds`` sets it."""
+    subset: SubsetOf | None = None
+    """A share of the training split; the other rows of it are not used."""
     train: str = "train"
     validation: str | None = "validation"
     """Null for none: then nothing is selected on, and the last step is the best."""

@@ -32,6 +32,7 @@ class Model(nn.Module):
 
     encoders: Any  # nn.ModuleDict of Encoder: its values are typed as Module alone
     heads: Any
+    plugins: Sequence[str] = ()  # that it was built with
     config: Experiment | None = None  # what ``save_pretrained`` writes; set by ``from_config``
 
     def __init__(self, encoders: Mapping[str, Encoder], space: SharedSpace, fusion: Fusion, heads: Mapping[str, Head]):
@@ -179,24 +180,45 @@ class Model(nn.Module):
         except ValueError as error:
             raise ConfigError([("model.fusion", str(error))]) from error
         model = cls(encoders, space, fusion, heads)
-        model.config = config
+        model.config, model.plugins = config, tuple(plugins)
         return model
 
-    def save_pretrained(self, folder: Path | str, card: str | None = None) -> None:
+    @classmethod
+    def as_drawn(cls, config: Experiment, vocabularies: Mapping[str, Any], plugins: Sequence[str] = ()) -> Model:
+        """Build from a checked config as a training does: original weights, the others drawn from the config's seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            return cls.from_config(config, vocabularies, plugins)
+
+    def save_pretrained(self, folder: Path | str, card: str | None = None, *, delta: bool = False) -> None:
         """Write a whole checkpoint, which needs no original weights; it takes the folder's place in one step.
 
         Rank 0 writes; where the model is sharded, every process takes part.
+
+        Args:
+            folder: where to.
+            card: the model card.
+            delta: leave out what building the model anew gives to the bit (pretrained weights that did not change, and random
+                ones drawn from the config's seed): loading it builds the model so, and needs the original models again.
         """
         if self.config is None:
             raise ValueError("only a model built by Model.from_config or Model.from_pretrained can be saved")
         tensors = distributed.collected(self.state_dict())
         if distributed.rank() != 0:
             return
+        if delta:
+            anew = Model.as_drawn(self.config, self.vocabularies, self.plugins).state_dict()
+            left = {name: x for name, x in anew.items() if torch.equal(x, tensors[name].cpu())}
+            tensors = {name: x for name, x in tensors.items() if name not in left}
         with checkpoint.atomic(Path(folder)) as new:
             checkpoint.write_tensors(new / "model.safetensors", tensors)
+            if delta:
+                checkpoint.write_json(
+                    new / "delta.json", {"left out": len(left), "sha256": checkpoint.digest(left, left.__getitem__)}
+                )
             (new / "config.json").write_text(dump(self.config), encoding="utf-8")
             checkpoint.write_json(new / "vocabularies.json", self.vocabularies)
-            for m, encoder in self.encoders.items():
+            for m, encoder in self.encoders.items() if not delta else ():
                 (new / "assets" / m).mkdir(parents=True)
                 encoder.save_assets(new / "assets" / m)
             if card:
@@ -222,8 +244,19 @@ class Model(nn.Module):
         if absent:
             raise checkpoint.CheckpointError(f"{folder / 'vocabularies.json'} lacks {', '.join(absent)}")
         tensors = checkpoint.read_tensors(folder / "model.safetensors")
-        model = cls.from_config(config, vocabularies, plugins, folder / "assets")
-        checkpoint.load_strict(model, tensors, folder / "model.safetensors")
+        delta = checkpoint.read_json(folder / "delta.json") if (folder / "delta.json").is_file() else None
+        if delta is None:
+            model, left = cls.from_config(config, vocabularies, plugins, folder / "assets"), frozenset[str]()
+        else:
+            model = cls.as_drawn(config, vocabularies, plugins)
+            own = model.state_dict()
+            left = frozenset(own) - frozenset(tensors)
+            if checkpoint.digest(left, own.__getitem__) != delta["sha256"]:
+                raise checkpoint.CheckpointError(
+                    f"{folder} is a delta: the {delta['left out']} tensors that it leaves out are not those that it was made from. "
+                    "Give the same original models (and versions, where weights are random), or the whole checkpoint"
+                )
+        checkpoint.load_strict(model, tensors, folder / "model.safetensors", left)
         return model.eval()
 
 

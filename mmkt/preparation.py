@@ -54,6 +54,8 @@ def open_manifest(data: Data, seed: int, parts: Parts) -> Manifest:
         manifest = splits.assign_fold(manifest, folds, data.fold.test, names, data.fold.validation, seed)
     elif manifest.table["split"].null_count == len(manifest.table):
         manifest = splits.assign_splits(manifest, data.fractions, seed)
+    if data.subset is not None and data.subset.share < 1:
+        manifest = splits.assign_subset(manifest, data.train, data.subset.share, data.subset.by, seed)
     return manifest
 
 

@@ -6,7 +6,9 @@ import hashlib
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
+Weights = Literal["pretrained", "random", "statistics"]
 # Hub id → (package that carries it, folder inside, SHA-256 of model.safetensors as on the Hub)
 PACKAGED = {
     "sentence-transformers/all-MiniLM-L6-v2": (

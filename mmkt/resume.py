@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,11 +96,8 @@ def load_generators(folder: Path) -> None:
 
 def digest(learner: Learner, names: Collection[str]) -> str:
     """SHA-256 over named parameters, the same on every process."""
-    named, found = learner.named(), hashlib.sha256()
-    for name in sorted(names):
-        found.update(name.encode())
-        found.update(distributed.whole(named[name].detach()).cpu().contiguous().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    named = learner.named()
+    return checkpoint.digest(names, lambda name: distributed.whole(named[name].detach()))
 
 
 def _moments(optimizer: Any) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from mmkt import distributed
 from mmkt.checkpoint import CheckpointError, read_json, settle, write_json
-from mmkt.config import dump
+from mmkt.config import dump, revive
 from mmkt.experiment import Experiment
 
 PACKAGES = ("mmkt", "torch", "torchaudio", "torchvision", "transformers", "timm", "accelerate", "pyarrow", "numpy")
@@ -98,8 +98,10 @@ def stage(folder: Path, split: str) -> Literal["new", "begun", "saved", "ended"]
 
 def changed(folder: Path, config: Experiment) -> str | None:
     """What sets a config apart from the one that a run was started with, in words; None if nothing does."""
-    before = flat(read_json(folder / "config.json"))
-    names = [name for name, value in flat(json.loads(dump(config))).items() if before.get(name) != value]
+    # settings that did not exist when it was started have their defaults
+    before = flat(json.loads(dump(revive(Experiment, read_json(folder / "config.json"), config.plugins))))
+    now = flat(json.loads(dump(config)))
+    names = [name for name, value in now.items() if before.get(name) != value and name != "threads"]  # of the machine
     return f"{folder} was started with another {', '.join(names[:5])}: resume it unchanged, or give run=OTHER" if names else None
 
 

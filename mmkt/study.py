@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mmkt.config import Section
+from mmkt.config import FORMAT, Section
 from mmkt.experiment import Count, Name
 
 Rate = Annotated[float, Field(gt=0)]
@@ -30,6 +30,7 @@ class GridOf(Section):
 class Study(Section):
     """What a text-pretrained body is worth on a target: the same training from several sources."""
 
+    format: int = FORMAT
     experiment: str
     """The experiment file that every run starts from."""
     settings: list[str] = []
@@ -41,6 +42,8 @@ class Study(Section):
     methods: Annotated[dict[Name, list[str]], Field(min_length=1)] = {"full": []}
     """How: name → ``key=value``."""
     grids: Annotated[list[GridOf], Field(min_length=1)]
+    by: str | None = None
+    """The column of classes of which fractions keep their share."""
     pretrained: Name = "pretrained"
     """The source whose gain is asked for."""
     baseline: Name = "random"

@@ -21,7 +21,7 @@ FLOORS = [
     ["telemetry", "dry_run", "runs", "conformance"],
     ["train"],
     ["launch"],
-    ["folds", "embed", "ensemble", "tokenizer"],
+    ["folds", "studies", "embed", "ensemble", "tokenizer"],
     ["cli"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import os
 import time
@@ -14,12 +15,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import png, wav
+from PIL import Image
 
 from mmkt.data.espeak import Utterance, speak
 from mmkt.data.manifest import read
 from mmkt.data.questions import QUESTIONS
 from mmkt.data.sources.digits import Digits
 from mmkt.data.sources.folder import Folder
+from mmkt.data.sources.mnist import Mnist
 from mmkt.data.sources.numerals import CEILINGS, KINDS, VOICES, Numerals, answer
 
 # ---------------------------------------------------------------- numerals
@@ -194,3 +197,19 @@ def test_folder_refuses(tmp_path):
         Folder().prepare(tmp_path / "out", None)
     with pytest.warns(UserWarning, match="1 files of other kinds"):
         Folder(kind="image").prepare(tmp_path / "out", tmp_path / "mixed")
+
+
+def test_mnist_alone(tmp_path):
+    random, folder = np.random.default_rng(0), tmp_path / "digits"
+    folder.mkdir()
+    scans = {name: random.integers(0, 255, (n, 28, 28), dtype=np.uint8) for name, n in (("x_train", 50), ("x_test", 20))}
+    labels = {"y_train": np.arange(50) % 10, "y_test": np.arange(20) % 10}
+    np.savez(folder / "mnist.npz", **scans, **labels)
+    rows = pq.read_table(Mnist(rows=20, validation=10).prepare(tmp_path / "out", tmp_path)).to_pylist()
+    assert Counter(row["split"] for row in rows) == {"train": 20, "validation": 10, "test": 20}
+    for row, (name, k) in zip((rows[3], rows[20], rows[35]), (("train", 3), ("train", 40), ("test", 5))):
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(row["image"]))), scans[f"x_{name}"][k])
+        assert row["digit"] == labels[f"y_{name}"][k]
+    assert len(pq.read_table(Mnist(rows=None, validation=10).prepare(tmp_path / "all", tmp_path))) == 70
+    with pytest.raises(ValueError, match="rows: 45 and validation: 10 are more than 50 scans"):
+        Mnist(rows=45, validation=10).prepare(tmp_path / "out", tmp_path)

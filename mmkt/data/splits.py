@@ -104,6 +104,45 @@ def assign_fold(
     return _with_splits(manifest, [*fractions, held], split)
 
 
+def assign_subset(manifest: Manifest, split: str, share: float, by: str | None, seed: int) -> Manifest:
+    """Take rows out of a split (their ``split`` is null afterwards), so that a share of it is left.
+
+    Rows are kept in an order hashed from (seed, id): with one seed, a smaller share is part of a larger one.
+
+    Args:
+        manifest: with every row in a split.
+        split: which one, such as the training split.
+        share: of its rows that stay, rounded.
+        by: a column of which every value keeps this share; None for no such column.
+        seed: another seed gives other rows.
+
+    Raises:
+        ManifestError: there is no such column, or a value of it would have no row left.
+    """
+    rows, kept = rows_of(manifest, split), []
+    column = manifest.table["split"] if by is None else column_of(manifest, by)
+    known, place = codes(column.take(pa.array(rows)))
+    ids = manifest.table["id"].take(pa.array(rows))
+    order = np.argsort(np.fromiter((seed_of(seed, "subset", i.as_py()) for i in ids), np.int64, len(rows)), kind="stable")
+    for k in np.unique(place):
+        own = order[place[order] == k]
+        number = round(share * len(own))
+        if not number and k >= 0:
+            least = min(1.0, 0.5 / np.bincount(place[place >= 0]).min() + 1e-3)
+            name = repr(known[int(k)].as_py()) + (f" of {by}" if by else "")
+            raise ManifestError(
+                f"a share of {share:g} leaves {name} ({len(own)} rows in the split {split!r}) without a row: "
+                f"data.subset.share={least:.3f} or more leaves one of each"
+            )
+        kept.append(rows[own[:number]])
+    names, code = codes(manifest.table["split"])
+    out = np.setdiff1d(rows, np.concatenate(kept))
+    indices = code.astype(np.int32)
+    indices[out] = -1
+    splits = pa.DictionaryArray.from_arrays(pa.array(indices, mask=indices < 0), names).cast(pa.string())
+    return manifest._replace(table=manifest.table.set_column(manifest.table.column_names.index("split"), "split", splits))
+
+
 def without(manifest: Manifest, ids: Collection[str]) -> Manifest:
     """The manifest without some rows; those after them are numbered anew.
 

@@ -16,6 +16,7 @@ from mmkt.layers.hf_front_end import FRONT_ENDS
 from mmkt.layers.masked import masked_mean, zero_masked
 from mmkt.layers.waveform import Waveform
 from mmkt.layers.windows import read_windows
+from mmkt.pretrained import Weights
 from mmkt.types import Encoded, Encoder, Processor
 
 # SpecAugment draws from numpy's generator, which no seed of a run reaches, and a layer that is dropped trains on nothing.
@@ -40,7 +41,7 @@ class HfAudio(Encoder):
         assets: Path | None,
         *,
         model: str = "facebook/wav2vec2-base",
-        weights: Literal["pretrained", "random"] = "pretrained",
+        weights: Weights = "pretrained",
         pooling: Literal["own", "mean"] = "own",
         seconds: Annotated[float, Field(gt=0)] | None = None,
         windows: Annotated[int, Field(ge=1)] = 1,
@@ -52,7 +53,8 @@ class HfAudio(Encoder):
             house: unused.
             assets: a checkpoint's folder with configuration and preprocessing.
             model: local folder, or Hub id.
-            weights: ``random`` draws the architecture's own initial weights.
+            weights: ``random`` draws the architecture's own initial weights; ``statistics`` draws each tensor anew with the mean
+                and deviation of the pretrained one.
             pooling: the model's own summary (AST's two class tokens, CLAP's embedding; the others' is the mean), or the mean
                 over tokens.
             seconds: of a window; by default what the model takes, 30 where that is any length.
@@ -65,7 +67,7 @@ class HfAudio(Encoder):
         """
         super().__init__()
         self.extractor, self.body = hf_body.load(
-            model, assets, pretrained=weights == "pretrained", reader=AutoFeatureExtractor, changes=STILL, take=_hearing
+            model, assets, weights=weights, reader=AutoFeatureExtractor, changes=STILL, take=_hearing
         )
         self.front = FRONT_ENDS[self.body.config.model_type](self.extractor, hf_body.inner(self.body).config)
         self.width: int = hf_body.width(self.body)

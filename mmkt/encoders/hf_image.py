@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor
 
 from mmkt.layers import hf_body
 from mmkt.layers.pixels import Pixels
+from mmkt.pretrained import Weights
 from mmkt.types import Encoded, Encoder, Processor
 
 
@@ -37,7 +38,7 @@ class HfImage(Encoder):
         assets: Path | None,
         *,
         model: str = "facebook/dinov2-small",
-        weights: Literal["pretrained", "random"] = "pretrained",
+        weights: Weights = "pretrained",
         pooling: Literal["own", "cls", "mean"] = "own",
         size: Annotated[int, Field(ge=8)] | None = None,
         crop: Annotated[float, Field(gt=0, le=1)] | None = None,
@@ -49,7 +50,8 @@ class HfImage(Encoder):
             house: unused.
             assets: a checkpoint's folder with configuration and preprocessing.
             model: local folder, or Hub id.
-            weights: ``random`` draws the architecture's own initial weights.
+            weights: ``random`` draws the architecture's own initial weights; ``statistics`` draws each tensor anew with the mean
+                and deviation of the pretrained one.
             pooling: the model's own summary, its first token, or the mean over all tokens.
             size: side of the square input in pixels; by default the model's own.
             crop: share of the side that evaluation's centre crop keeps; by default the model's own.
@@ -62,7 +64,7 @@ class HfImage(Encoder):
         self.images, self.body = hf_body.load(
             model,
             assets,
-            pretrained=weights == "pretrained",
+            weights=weights,
             reader=AutoImageProcessor,
             take=hf_body.part("image", summary=pooling == "own"),
         )

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from mmkt.layers import hf_body
 from mmkt.layers.masked import masked_mean, zero_masked
 from mmkt.layers.windows import read_windows
+from mmkt.pretrained import Weights
 from mmkt.types import Encoded, Encoder, Processor
 
 
@@ -35,7 +36,7 @@ class HfText(Encoder):
         assets: Path | None,
         *,
         model: str = "sentence-transformers/all-MiniLM-L6-v2",
-        weights: Literal["pretrained", "random"] = "pretrained",
+        weights: Weights = "pretrained",
         pooling: Literal["own", "mean", "cls", "last"] = "own",
         max_tokens: Annotated[int, Field(ge=2)] | None = None,
         windows: Annotated[int, Field(ge=1)] = 1,
@@ -47,7 +48,8 @@ class HfText(Encoder):
             house: unused.
             assets: a checkpoint's folder with configuration and tokenizer.
             model: local folder, or Hub id (installed packages are looked at first).
-            weights: ``random`` draws the architecture's own initial weights.
+            weights: ``random`` draws the architecture's own initial weights; ``statistics`` draws each tensor anew with the mean
+                and deviation of the pretrained one.
             pooling: the model's own summary (a two-sided model's embedding; the others' is the mean), the mean over tokens,
                 the first or the last token.
             max_tokens: of a window, with the tokenizer's special tokens; by default 128, or what the model takes if that is
@@ -63,7 +65,7 @@ class HfText(Encoder):
         self.tokenizer, self.body = hf_body.load(
             model,
             assets,
-            pretrained=weights == "pretrained",
+            weights=weights,
             reader=AutoTokenizer,
             take=hf_body.part("text", summary=False),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from einops import rearrange
@@ -18,6 +18,7 @@ from mmkt.layers.transformer import Block, sinusoids
 from mmkt.layers.trunk import Trunk
 from mmkt.layers.waveform import Waveform
 from mmkt.layers.windows import read_windows
+from mmkt.pretrained import Weights
 from mmkt.types import Encoded, Encoder, Processor
 
 
@@ -45,7 +46,7 @@ class Spectrogram(Encoder):
         window: Annotated[float, Field(gt=0)] = 0.025,
         hop: Annotated[float, Field(gt=0)] = 0.010,
         backbone: str = "transformer",
-        weights: Literal["pretrained", "random"] = "random",
+        weights: Weights = "random",
         width: Annotated[int, Field(ge=8)] = 192,
         layers: Annotated[int, Field(ge=1)] = 4,
         heads: Annotated[int, Field(ge=1)] = 3,
@@ -89,8 +90,7 @@ class Spectrogram(Encoder):
             self.width = width
         else:
             size = (mels, -(-self.samples // self.front.hop))
-            pretrained = weights == "pretrained" and assets is None
-            self.trunk = Trunk(backbone, pretrained=pretrained, channels=1, size=size, options=options, assets=assets)
+            self.trunk = Trunk(backbone, weights=weights, channels=1, size=size, options=options, assets=assets)
             self.width = self.trunk.width
         self.backbone = "trunk.body" if self.trunk else ""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmkt.layers.pixels import Pixels
 from mmkt.layers.trunk import Trunk
+from mmkt.pretrained import Weights
 from mmkt.types import Encoded, Encoder, Processor
 
 
@@ -30,7 +31,7 @@ class TimmImage(Encoder):
         assets: Path | None,
         *,
         model: str = "vit_small_patch16_224",
-        weights: Literal["pretrained", "random"] = "pretrained",
+        weights: Weights = "pretrained",
         size: Annotated[int, Field(ge=8)] | None = None,
         channels: Literal[1, 3] = 3,
         crop: Annotated[float, Field(gt=0, le=1)] | None = None,
@@ -43,7 +44,8 @@ class TimmImage(Encoder):
             house: unused.
             assets: a checkpoint's folder with the architecture.
             model: a timm name, a local folder or a Hub id.
-            weights: ``random`` draws the architecture's own initial weights.
+            weights: ``random`` draws the architecture's own initial weights; ``statistics`` draws each tensor anew with the mean
+                and deviation of the pretrained one.
             size: side of the square input in pixels; by default the model's own.
             channels: 1 takes pictures as grey.
             crop: share of the side that evaluation's centre crop keeps; by default the model's own with pretrained
@@ -54,7 +56,7 @@ class TimmImage(Encoder):
         super().__init__()
         self.trunk = Trunk(
             model,
-            pretrained=weights == "pretrained" and assets is None,
+            weights=weights,
             channels=channels,
             size=(size, size) if size else None,
             options=options,
@@ -62,7 +64,7 @@ class TimmImage(Encoder):
         )
         self.width = self.trunk.width
         known = self.trunk.data_config()
-        own = crop or (known["crop_pct"] if weights == "pretrained" else 1.0)
+        own = crop or (known["crop_pct"] if weights != "random" else 1.0)
         self.channels, self.side, self.augment = channels, size or known["input_size"][-1], augment
         self.preprocessing = {"interpolation": known["interpolation"], "crop_pct": own}
         mean, std = (torch.tensor(known[key], dtype=torch.float32) for key in ("mean", "std"))

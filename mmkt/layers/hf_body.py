@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.utils import logging
 
 from mmkt.layers.hf_tower import TYPES, Tower
+from mmkt.layers.redraw import redraw
 from mmkt.pretrained import resolve, unreachable
 
 logging.disable_progress_bar()  # ours is the one bar
@@ -23,7 +24,7 @@ def load(
     name: str,
     assets: Path | None,
     *,
-    pretrained: bool,
+    weights: str,
     reader: Any,
     changes: Mapping[str, Any] | None = None,
     take: Callable[[Any], nn.Module] = lambda body: body,
@@ -33,8 +34,9 @@ def load(
     Args:
         name: local folder, or Hub id (installed packages are looked at first).
         assets: a checkpoint's folder with configuration and reader; then the weights are left to the caller.
-        pretrained: load the weights, in float32; else the architecture's own initial ones.
-        reader: ``AutoTokenizer``, ``AutoImageProcessor`` or ``AutoFeatureExtractor``.
+        weights: ``pretrained`` ones, in float32; ``random`` gives the architecture's own initial ones, ``statistics`` draws
+            every tensor anew with the mean and deviation of the pretrained one.
+        reader: ``AutoTokenizer``, ``AutoImageProcessor``, ``AutoFeatureExtractor``; None where nothing is read.
         changes: of the configuration, where it has such a setting.
         take: the part of the model that is used.
 
@@ -46,12 +48,12 @@ def load(
     """
     source = str(assets) if assets else resolve(name)
     try:
-        read = reader.from_pretrained(source)
+        read = reader.from_pretrained(source) if reader else None
         config = AutoConfig.from_pretrained(source)
         for key, value in (changes or {}).items():
             if hasattr(config, key):
                 setattr(config, key, value)
-        if assets or not pretrained:
+        if assets or weights == "random":
             return read, take(AutoModel.from_config(config))
         whole, report = AutoModel.from_pretrained(
             source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
@@ -66,6 +68,8 @@ def load(
             f"the weights of {name!r} lack {len(lacking)} of its {type(body).__name__}'s parameters ({lacking[0]} is one): "
             "give a checkpoint that has them, another pooling if they are the pooler's, or weights: random"
         )
+    if weights == "statistics":
+        redraw(body)
     return read, body
 
 

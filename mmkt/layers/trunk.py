@@ -12,6 +12,7 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
+from mmkt.layers.redraw import redraw
 from mmkt.pretrained import unreachable
 
 
@@ -20,7 +21,7 @@ class Trunk(nn.Module):
 
     Args:
         name: a timm name, a local folder, or a Hub id (``org/name``).
-        pretrained: load its weights.
+        weights: ``pretrained``, ``random``, or ``statistics``: drawn anew with the pretrained ones' means and deviations.
         channels: of the input.
         size: (height, width) of the input; passed to the models that are built for one size.
         options: further arguments of ``timm.create_model``.
@@ -36,7 +37,7 @@ class Trunk(nn.Module):
         self,
         name: str,
         *,
-        pretrained: bool,
+        weights: str,
         channels: int = 3,
         size: tuple[int, int] | None = None,
         options: Mapping[str, Any] | None = None,
@@ -50,7 +51,9 @@ class Trunk(nn.Module):
             self.options = kept["options"]
         else:
             self.options = {"in_chans": channels} | dict(options or {})
-            self.body, self.options = _create(name, pretrained, self.options, size)
+            self.body, self.options = _create(name, weights != "random", self.options, size)
+            if weights == "statistics":
+                redraw(self.body)
         self.width: int = self.body.num_features
         # Where the head has a layer of its own, the summary would have another width than the tokens.
         self.own_summary = getattr(self.body, "head_hidden_size", self.width) == self.width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 from sklearn.model_selection import train_test_split
 
 from mmkt.data import parquet
@@ -44,6 +46,13 @@ def hold_back(labels: Sequence[Any], share: float, seed: int) -> np.ndarray:
     held = np.zeros(len(labels), dtype=bool)
     held[train_test_split(np.arange(len(labels)), test_size=share, random_state=seed, stratify=labels)[1]] = True
     return held
+
+
+def png(levels: np.ndarray) -> bytes:
+    """A grey picture (H, W) of uint8 as a file's bytes."""
+    stream = io.BytesIO()
+    Image.fromarray(levels).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def write(rows: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]], out: Path) -> Path:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import io
 import zipfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 
 from mmkt.data.sampling import seed_of
@@ -98,7 +96,7 @@ class Digits(Source):
                             "split": split,
                             "domain": self.images,
                             "group": clip["speaker"],
-                            "image": _png(pictures[place]),
+                            "image": _files.png(pictures[place]),
                             "audio": sound,
                             "text": words[digit],
                             "digit": digit,
@@ -106,9 +104,3 @@ class Digits(Source):
                         }
                     )
         return rows
-
-
-def _png(levels: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(levels).save(stream, "PNG")
-    return stream.getvalue()

@@ -1,0 +1,1 @@
+"""Studies: outer loops that train many times and make one table."""

@@ -1,0 +1,216 @@
+"""The trainings of a study: one after another or several at once, each resumed where it was cut off."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+
+from mmkt import launch
+from mmkt.checkpoint import CheckpointError, read_json, settle, write_json
+from mmkt.config import read
+from mmkt.experiment import Experiment
+from mmkt.run import changed, stage
+from mmkt.stop import Stopped
+from mmkt.telemetry import TrainingError
+
+
+class Training(NamedTuple):
+    """One run of a study."""
+
+    experiment: str  # the file
+    settings: tuple[str, ...]  # key=value; they say the run's folder too
+    test: bool = False  # whether its best checkpoint is evaluated on the test split as well
+
+    def config(self) -> Experiment:
+        """Checked; figures are first made on validation alone."""
+        config = read(Experiment, self.experiment, self.settings)
+        split = config.data.validation
+        assert split is not None, "a study refuses experiments without a validation split"
+        return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"split": split})})
+
+
+def carry_out(training: Training) -> None:
+    """Train to the end, evaluate, note the cost; nothing where that was done before.
+
+    A training whose loss is not finite has an end too: ``failed.json`` says why, and it has no figures.
+
+    Raises:
+        CheckpointError: the folder holds a run of other settings.
+        Stopped: by SIGTERM or Ctrl-C; the state to resume from is saved.
+    """
+    config = training.config()
+    run, split = Path(config.run), config.evaluate.split
+    state = stage(run, split)
+    if (run / "failed.json").is_file():
+        return
+    if state != "new" and (problem := changed(run, config)):
+        raise CheckpointError(problem)
+    if state != "ended":
+        if state == "begun" and not (run / "best").exists():
+            shutil.rmtree(run)  # killed before its first saved step: there is nothing to continue
+        _reset_peak()
+        try:
+            launch.train(config, resume=state == "saved")
+        except TrainingError as error:
+            write_json(run / "failed.json", {"why": str(error)})
+            return
+        _note_cost(run)
+    elif not (run / "cost.json").is_file():
+        _note_cost(run)
+    test = read(Experiment, training.experiment, training.settings).data.test
+    if training.test and stage(run, test) != "ended":
+        launch.evaluate(str(run / "best"), [f"evaluate.split={test}"])
+
+
+def _note_cost(run: Path) -> None:
+    """What trained and how much memory it took; then the optimiser's state, which only resuming reads, goes."""
+    last = settle(run / "last")
+    names: dict[str, int] = {}
+    for file, suffix in ((last / "optimizer.safetensors", "/exp_avg"), (settle(run / "best") / "model.safetensors", "")):
+        with safe_open(file, "pt") as tensors:
+            keys = [key for key in tensors.keys() if key.endswith(suffix)]  # noqa: SIM118 - no mapping
+            names[file.stem] = sum(_size(tensors.get_slice(key).get_shape()) for key in keys)
+    cost = {"trained": names["optimizer"], "numbers": names["model"], "peak memory": _peak()}
+    write_json(run / "cost.json", cost)
+    for file in last.glob("*.safetensors"):
+        file.unlink()
+
+
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for number in shape:
+        size *= number
+    return size
+
+
+def _reset_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):  # Linux alone
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int:
+    """Bytes: of the GPU where there is one, else of this process, libraries included."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+# ---------------------------------------------------------------- several at once
+
+
+class Crew:
+    """Carries trainings out, ``jobs`` at a time; with several, each has a process, its share of threads and a GPU.
+
+    Args:
+        jobs: how many at once; one runs in this process.
+    """
+
+    def __init__(self, jobs: int):
+        self.pool, self.futures = None, {}  # type: ignore[var-annotated]
+        if jobs > 1:
+            context = multiprocessing.get_context("spawn")
+            places: Any = context.SimpleQueue()
+            for place in range(jobs):
+                places.put(place)
+            self.pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(places, os.getpid()))
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if self.pool:
+            self.pool.shutdown(wait=True, cancel_futures=kind is not None)
+
+    def run(self, jobs: Sequence[tuple[Any, Training]], done: Callable[[Any], Sequence[tuple[Any, Training]]]) -> None:
+        """Carry out trainings, and those that the end of others brings.
+
+        Args:
+            jobs: each with a key.
+            done: is told the key of each one that has ended; returns further ones.
+        """
+        waiting = list(jobs)
+        if self.pool is None:
+            while waiting:
+                key, training = waiting.pop(0)
+                carry_out(training)
+                waiting += done(key)
+            return
+        futures: dict[Future, Any] = {}
+        while waiting or futures:
+            futures |= {self.pool.submit(_logged, training): key for key, training in waiting}
+            waiting = []
+            ended, _ = wait(futures, return_when=FIRST_COMPLETED)
+            for future in ended:
+                key = futures.pop(future)
+                future.result()
+                waiting += done(key)
+
+
+def _begin(places: Any, parent: int) -> None:
+    """A worker's start: which GPU it has, and that it ends with its parent."""
+    place, named = places.get(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = named.split(",") if named else [str(k) for k in range(torch.cuda.device_count())]
+    if visible:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[place % len(visible)]
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # the study was killed: whoever continues it must find nobody at work in its folders
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _into(file: Path) -> Iterator[None]:
+    """What is said on standard output and error goes to a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        yield
+
+
+def _logged(training: Training) -> None:
+    run = Path(training.config().run)
+    with _into(run.with_name(f"{run.name}.log")):
+        try:
+            carry_out(training)
+        except Stopped as stopped:  # it cannot cross processes: its arguments are not its message
+            raise KeyboardInterrupt(str(stopped)) from None
+
+
+def figure(run: Path, split: str, task: str, metric: str) -> float:
+    """A figure of a run's best checkpoint, over all rows; NaN where the training failed."""
+    from mmkt import report
+
+    file = settle(run / "best") / f"evaluation-{split}" / "metrics.jsonl"
+    if (run / "failed.json").is_file():
+        return float("nan")
+    rows = [row for row in report.read(file) if (row.task, row.metric, row.group) == (task, metric, "all")]
+    if not rows:
+        raise ValueError(f"{file} has no {task}/{metric}")
+    return rows[0].value
+
+
+def cost(run: Path) -> dict[str, Any]:
+    """What ``carry_out`` noted."""
+    return read_json(run / "cost.json")
