@@ -170,6 +170,24 @@ def transfer(options: argparse.Namespace) -> None:
         print(f"report: {page}", file=sys.stderr)
 
 
+def transferability(options: argparse.Namespace) -> None:
+    """Rank a study's sources without training."""
+    from rich.console import Console
+
+    from mmkt.config import read
+    from mmkt.study import Study
+
+    study = read(Study, options.study, options.overrides)
+    from mmkt import distributed, ranking
+    from mmkt import transferability as sources
+
+    found = sources.rank(study, method=options.method, rows=options.rows, modality=options.modality)
+    if distributed.rank() == 0:
+        file = sources.write(found, Path(study.run))
+        print(json.dumps(ranking.as_json(found))) if options.json else ranking.table(found, Console())
+        distributed.say(f"written: {file}")
+
+
 def _figures(rows: Any, options: argparse.Namespace) -> None:
     """Rows as a table on standard output, or with --json as one object."""
     from rich.console import Console

@@ -27,6 +27,14 @@ class GridOf(Section):
     """Of the training rows."""
 
 
+class TextsOf(Section):
+    """What a text-pretrained body knows, as labelled texts: what ``mmkt transferability`` measures the target's distance from."""
+
+    manifest: str
+    column: str = "text"
+    label: str = "label"
+
+
 class Study(Section):
     """What a text-pretrained body is worth on a target: the same training from several sources."""
 
@@ -56,3 +64,5 @@ class Study(Section):
     """One rate of the grids at which every seed is run too: the comparison without a sweep."""
     resamples: Count = 10_000
     """Of the hierarchical bootstrap."""
+    source_rows: TextsOf | None = None
+    """For distances between source and target (``mmkt transferability``); training does not read them."""
