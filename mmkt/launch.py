@@ -31,13 +31,14 @@ from mmkt.learner import Learner
 from mmkt.model import Model, matches
 from mmkt.parts import ConfigError, Parts
 from mmkt.preparation import learn_vocabularies, open_manifest
+from mmkt.resources import answers, column
 from mmkt.run import Run, environment, flat
 from mmkt.score import About, score
 from mmkt.start import start
 from mmkt.stop import Stop, Stopped
 from mmkt.telemetry import TrainingError
 from mmkt.train import fit, steps_of
-from mmkt.types import Phase, Predictions, Row
+from mmkt.types import Phase, Predictions, Resources, Row
 
 NO_ROWS = np.empty(0, dtype=np.int64)
 
@@ -66,7 +67,14 @@ def build(config: Experiment) -> Setup:
     feed = Feed(manifest, model, config.data, config.seed)
     if config.model.start is not None:
         distributed.say(start(model, config.model.start))
-    return Setup(manifest, Learner.from_config(config, model, feed.domains, config.plugins), feed, parts, bad)
+    learner = Learner.from_config(config, model, feed.domains, config.plugins)
+    resources = Resources(partial(answers, config=config, manifest=manifest, rows=_used(feed, config)), column)
+    for name, objective in learner.objectives.items():
+        try:
+            objective.prepare(learner, resources)
+        except ValueError as error:
+            raise ConfigError([(f"objectives.{name}", str(error))]) from error
+    return Setup(manifest, learner, feed, parts, bad)
 
 
 def _drawn(config: Experiment, manifest: Manifest, parts: Parts) -> Model:
@@ -123,7 +131,12 @@ def train(
     console = Console(stderr=True)
     setup = build(config)
     transfer = setup.parts.build("transfer", config.transfer)
-    plan = transfer.phases(setup.learner, steps_of(config.train, setup.feed))
+    try:
+        plan = transfer.phases(setup.learner, steps_of(config.train, setup.feed))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError([(f"transfer ({config.transfer['name']})", str(error))]) from error
     if config.train.checkpointing:
         checkpoint_encoders(setup.learner, plan)
     if dry:

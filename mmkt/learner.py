@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ class Learner(nn.Module):
         parts, objectives = Parts(plugins), {}
         outputs = {task: head.outputs(head.vocabulary) for task, head in model.heads.items()}
         for name, spec in config.objectives.items():
-            if "task" in spec and spec["task"] not in outputs:
+            if spec.get("task") is not None and spec["task"] not in outputs:
                 problem = f"there is no task {spec['task']!r}{nearest(spec['task'], outputs)}; allowed: {', '.join(outputs)}"
                 raise ConfigError([(f"objectives.{name}.task", problem)])
             try:
@@ -113,10 +114,18 @@ class Learner(nn.Module):
         """Parameters by the names that patterns speak of: the model's without prefix, then ``objectives.…``."""
         return {name.removeprefix("model."): p for name, p in self.named_parameters()}
 
+    def matching(self, patterns: Sequence[str]) -> dict[str, nn.Parameter]:
+        """Parameters that a pattern names."""
+        return {name: p for name, p in self.named().items() if any(matches(name, pattern) for pattern in patterns)}
+
+    @staticmethod
+    def factor(name: str, lr: Mapping[str, float]) -> float:
+        """On ``train.lr``: of the last pattern that matches a parameter's name, 1 where none does."""
+        return next((factor for pattern, factor in reversed(list(lr.items())) if matches(name, pattern)), 1.0)
+
     def trained_in(self, phase: Phase) -> set[str]:
         """Names of the parameters that a phase trains."""
-        wanted = {name for name in self.named() if any(matches(name, pattern) for pattern in phase.train)}
-        return {name for name in wanted if not any(matches(name, pattern) for pattern in phase.frozen)}
+        return set(self.matching(phase.train)) - set(self.matching(phase.frozen))
 
     def begin(self, phase: Phase) -> dict[str, nn.Parameter]:
         """Freeze and unfreeze as a phase says; returns what trains, by name.
@@ -145,12 +154,30 @@ class Learner(nn.Module):
             objective.begin(self, phase)
         return trains
 
+    def words(self, phase: Phase) -> str:
+        """What a phase trains, once it has begun: how many numbers of how many, by part."""
+        named = self.named()
+        parts: Counter[str] = Counter()
+        for name, p in named.items():
+            parts[".".join(name.split(".")[: 2 if name.startswith(("encoders.", "objectives.")) else 1])] += (
+                p.numel() * p.requires_grad
+            )
+        total, trains = sum(p.numel() for p in named.values()), sum(parts.values())
+        of = ", ".join(f"{part} {count:,}" for part, count in parts.items() if count)
+        on = "" if phase.objectives is None else f" on {', '.join(phase.objectives)}"
+        return f"phase {phase.name} ({phase.steps:,} steps{on}): {trains:,} of {total:,} numbers train: {of}"
+
     def unreached(self, batch: Batch) -> list[str]:
-        """What trains but no objective reaches, from one dry forward and backward that leaves no trace."""
+        """What trains but no objective reaches, penalties left out, from one dry forward and backward that leaves no trace."""
         buffers = {name: b.clone() for name, b in self.named_buffers()}
+        active, self.active = self.active, tuple(name for name, objective in self.parts() if objective.serves)
+        if not self.active:
+            self.active = active
+            return [name for name, p in self.named().items() if p.requires_grad]
         with torch.random.fork_rng(devices=[batch.row.device] if batch.row.device.type == "cuda" else []):
             loss, _ = self(batch, self.counts([batch]))
             loss.backward()
+        self.active = active
         missed = [name for name, p in self.named().items() if p.requires_grad and p.grad is None]
         self.zero_grad()
         with torch.no_grad():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from mmkt.model import matches
+from mmkt.learner import Learner
 
 
 def groups(trains: Mapping[str, nn.Parameter], lr: float, decay: float, factors: Mapping[str, float]) -> list[dict]:
@@ -22,7 +22,7 @@ def groups(trains: Mapping[str, nn.Parameter], lr: float, decay: float, factors:
     """
     found: dict[tuple[float, float], dict] = {}
     for name, parameter in trains.items():
-        factor = next((f for pattern, f in reversed(list(factors.items())) if matches(name, pattern)), 1.0)
+        factor = Learner.factor(name, factors)
         key = (factor, decay if parameter.ndim > 1 else 0.0)
         group = found.setdefault(key, {"params": [], "names": [], "lr": lr * factor, "peak": lr * factor, "weight_decay": key[1]})
         group["params"].append(parameter)

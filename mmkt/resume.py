@@ -26,6 +26,9 @@ class Progress:
     best_step: int = 0
     waited: int = 0  # evaluations since the best one
     done: bool = False
+    taken: tuple[int, ...] = ()  # steps of the phases that have ended, of those that ended early fewer than planned
+    lowest: float | None = None  # loss of this phase's logs, where it may end early
+    stuck: int = 0  # logs since the loss was clearly lower than that
 
 
 def save(folder: Path, learner: Learner, optimizer: Any, scaler: Any, progress: Progress, frozen: Collection[str]) -> None:
@@ -68,7 +71,7 @@ def load_learner(folder: Path, learner: Learner, frozen: Collection[str]) -> Pro
     optional = frozenset(name for name in own if name.removeprefix("model.") in frozen)
     path = folder / "learner.safetensors"
     checkpoint.load_strict(learner, checkpoint.read_tensors(path), path, optional)
-    return Progress(**state["progress"])
+    return Progress(**state["progress"] | {"taken": tuple(state["progress"].get("taken", ()))})
 
 
 def load_optimizer(folder: Path, optimizer: Any, scaler: Any) -> None:

@@ -111,6 +111,8 @@ class _Loop:
         self.at, self.resumed = Progress(), resumed
         if resumed:
             self.at = resume.load_learner(run.last, learner, self.frozen)
+            for k, steps in enumerate(self.at.taken):
+                self._cut(k, steps)
             run.rewind(self.at.total)
         self.meter, self.watch = Meter(learner, run, accelerator), Watch(self.total, self.at.total)
 
@@ -118,6 +120,8 @@ class _Loop:
         """One phase: what trains, its optimiser, its steps."""
         at, train = self.at, self.train
         trains = self.learner.begin(phase)
+        if not at.step:
+            distributed.say(self.learner.words(phase))
         if train.accumulate > 1 and any(objective.contrasts for _, objective in self.learner.parts()):
             raise ConfigError([("train.accumulate", "contrastive objectives compare the rows of a batch: raise data.batch_size")])
         self._refuse_unreached(phase)
@@ -129,13 +133,32 @@ class _Loop:
                 resume.load_optimizer(self.run.last, optimizer, self.accelerator.scaler)
             self.resumed = False
         batches = self._batches(phase, at.step, phase.steps)
-        while at.step < phase.steps and not at.done:
+        while at.step < phase.steps and not at.done and not self._stuck(phase):
             self.step(phase, wrapped, optimizer, batches, list(trains.values()))
             at.step, at.total = at.step + 1, at.total + 1
             self._after(phase, optimizer)
+        if self._stuck(phase):
+            distributed.say(f"phase {phase.name} ends after {at.step} of {phase.steps} steps: its loss no longer falls")
+            self._cut(at.phase, at.step)
         self.accelerator.free_memory()
         self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-        at.phase, at.step = at.phase + 1, 0
+        self.at = self._ended()
+
+    def _ended(self) -> Progress:
+        """Where training stands when the phase at hand is over."""
+        at = self.at
+        return replace(at, phase=at.phase + 1, step=0, taken=(*at.taken, at.step), lowest=None, stuck=0)
+
+    def _stuck(self, phase: Phase) -> bool:
+        """Whether a phase that may end early should."""
+        return phase.until is not None and self.at.stuck >= phase.until.patience
+
+    def _cut(self, k: int, steps: int) -> None:
+        """End a phase after fewer steps than planned; the next one has the rest, so that the budget stays."""
+        spared = self.plan[k].steps - steps
+        self.plan[k] = self.plan[k]._replace(steps=steps)
+        if k + 1 < len(self.plan):
+            self.plan[k + 1] = self.plan[k + 1]._replace(steps=self.plan[k + 1].steps + spared)
 
     def _prepared(self, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
         """The learner and its optimiser, as a step uses them."""
@@ -197,7 +220,13 @@ class _Loop:
         evaluates, saves = at.total % self.per_evaluation == 0 or last, at.total % self.per_save == 0 or last
         if at.total % self.train.log_every and not evaluates and not saves:
             return
-        self.watch.show(at.total, self.meter.flush(at.total, optimizer.param_groups[0]["lr"], self.norm))
+        figures = self.meter.flush(at.total, optimizer.param_groups[0]["lr"], self.norm)
+        self.watch.show(at.total, figures)
+        if phase.until is not None:  # the loss is that of all processes, so they agree
+            falls = at.lowest is None or figures["loss"] < at.lowest - phase.until.drop * abs(at.lowest)
+            at.lowest, at.stuck = (figures["loss"], 0) if falls else (at.lowest, at.stuck + 1)
+            if self._stuck(phase):
+                last = evaluates = saves = True
         if evaluates or saves:
             self.meter.pause()
             distributed.share_buffers(self.learner)
@@ -205,7 +234,7 @@ class _Loop:
             self._evaluate()
         stop = self.accelerator.check_trigger()  # here alone: a flush waits for all processes anyway, and resuming stays exact
         if saves or stop:
-            state = replace(at, phase=at.phase + 1, step=0) if last else at
+            state = self._ended() if last else at
             resume.save(self.run.last, self.learner, optimizer, self.accelerator.scaler, state, self.frozen)
         if stop:
             raise Stopped(at.total, self.total)

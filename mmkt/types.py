@@ -120,6 +120,14 @@ class Answers(NamedTuple):
     row: Tensor  # (n,) long: place in the manifest
     logits: dict[str, Tensor]  # (n, outputs) by task
     pooled: Tensor  # (n, D) its fused vectors
+    vocabularies: dict[str, Any]
+
+
+class Resources(NamedTuple):
+    """What an objective may ask for before training."""
+
+    answers: Callable[[str], Answers]  # of a checkpoint, for every row that trains or validates
+    column: Callable[[str, str], list[Any]]  # of a manifest, by its path and the column's name
 
 
 class Until(NamedTuple):
@@ -311,6 +319,7 @@ class Objective(nn.Module, ABC):
     """
 
     needs: ClassVar[tuple[str, ...]] = ()  # views it asks for
+    serves: ClassVar[bool] = True  # False: a penalty, which gives parameters nothing to learn from
     contrasts: ClassVar[bool] = False  # compares rows with one another: accumulation would change what it means
 
     @abstractmethod
@@ -321,12 +330,12 @@ class Objective(nn.Module, ABC):
     def count(self, batch: Batch) -> Tensor:
         """How many items ``forward`` sums over, from the batch alone."""
 
-    def prepare(self, learner: Learner, ask: Callable[[str], Answers]) -> None:
+    def prepare(self, learner: Learner, resources: Resources) -> None:
         """Once, when the learner is built, on the CPU: what it remembers becomes buffers here.
 
         Args:
             learner: with the weights that training starts from; a resumed run loads its state afterwards.
-            ask: gives a checkpoint's answers for every row that trains.
+            resources: other models' answers, other manifests' columns.
         """
 
     def craft(self, learner: Learner, batch: Batch) -> Batch:

@@ -59,6 +59,9 @@ def variants(tmp_path: Path, manifest: Path, bert: Path) -> dict[str, dict]:
     found["deaf_rank"]["data"]["manifest"] = str(write(deaf, tmp_path / "deaf.parquet"))
     # a rank takes every second draw: of one indoor and one outdoor row, rank 1 never hears anything
     found["deaf_rank"]["data"]["streams"] = {"a": {"quota": 1, "domain": "indoor"}, "b": {"quota": 1, "domain": "outdoor"}}
+    # pictures through the text encoder's blocks: one body, two modalities, each missing on a rank at times
+    shared = {"name": "borrow", "reads": "image", "body": "text", "size": 16, "channels": 1, "patch": 8}
+    found["deaf_rank"]["model"]["encoders"]["image"] = shared
     found["measured"] = measured(copy.deepcopy(found["deaf_rank"]), tmp_path)
     found["dropped"]["data"]["dropout"] = {"text": 0.3, "image": 0.3, "audio": 0.3}
     return found

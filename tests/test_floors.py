@@ -18,7 +18,7 @@ FLOORS = [
     ["model"],
     ["preparation", "feed", "learner", "card", "start"],
     ["optim", "run", "resume", "evaluate", "stop", "sharding"],
-    ["telemetry", "dry_run", "runs", "conformance"],
+    ["telemetry", "resources", "dry_run", "runs", "conformance"],
     ["train"],
     ["launch"],
     ["folds", "studies", "embed", "ensemble", "tokenizer", "candidates"],

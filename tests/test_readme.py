@@ -51,6 +51,10 @@ def desk(tmp_path_factory) -> Path:
             config["data"]["source"] |= {"copies": 1}
         (folder / "configs/experiment").mkdir(parents=True, exist_ok=True)
         (folder / "configs/experiment" / file.name).write_text(yaml.safe_dump(config))
+    study = yaml.safe_load((HOME / "configs/study/fsdd.yaml").read_text())
+    study |= {"grids": [{"sources": ["pretrained", "random"], "methods": ["fpt"], "lr": [0.001], "seeds": [0]}]}
+    (folder / "configs/study").mkdir()
+    (folder / "configs/study/fsdd.yaml").write_text(yaml.safe_dump(study))
     random = np.random.default_rng(0)
     (folder / "scan.png").write_bytes(png(random.integers(0, 255, (8, 8), dtype=np.uint8)))
     soundfile.write(folder / "clip.wav", 0.1 * random.standard_normal(4000), 8000)
@@ -125,15 +129,21 @@ def test_code(desk, monkeypatch, capfd):
     assert [finding for finding in found if finding.status != "kept"] == []
 
 
-@pytest.mark.parametrize("block", [0, 1])
-def test_experiment_files(desk, block, capfd, monkeypatch):
-    """Their weights come from the Hub: random ones stand in for them here."""
-    two, one = blocks("yaml")
-    (desk / "mine.yaml").write_text([two, one][block])
-    names = [f"{name}/{k}.png" for name in ("cats", "dogs") for k in range(12)]
-    rows = [{"id": name, "image": f"pictures/{name}", "label": name.split("/")[0]} for name in names]
-    (desk / "my/manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))  # as mmkt data prepare folder does
-    more = "" if block else "data.validation=null"  # its manifest names a training and a test split alone
+@pytest.mark.parametrize("alone", [False, True])
+def test_experiment_files(desk, alone, capfd, monkeypatch):
+    """The file as it stands, and without what it says to leave out for pictures alone; random weights stand in for the Hub's."""
+    file = yaml.safe_load(blocks("yaml")[0])
+    if alone:
+        names = [f"{name}/{k}.png" for name in ("cats", "dogs") for k in range(12)]
+        rows = [{"id": name, "image": f"pictures/{name}", "label": name.split("/")[0]} for name in names]
+        (desk / "my/manifest.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )  # as mmkt data prepare folder does
+        file["data"] = {"manifest": "my/manifest.jsonl"}
+        del file["model"]["encoders"]["text"], file["model"]["fusion"], file["transfer"]
+        file["model"]["heads"], file["objectives"] = {"label": "classify"}, {"label": {"name": "classify", "task": "label"}}
+    (desk / "mine.yaml").write_text(yaml.safe_dump(file))
+    more = f"run=checkpoints/alone-{alone}" + ("" if alone else " data.validation=null")  # its manifest has two splits alone
     monkeypatch.chdir(desk)
     status, _, err = entered(
         "mmkt train mine.yaml model.encoders.image.weights=random model.encoders.image.size=32 train.epochs=1 "
@@ -141,3 +151,14 @@ def test_experiment_files(desk, block, capfd, monkeypatch):
         capfd,
     )
     assert status == 0, err[-3000:]
+
+
+def test_transfer_settings(desk, capfd, monkeypatch):
+    """What the README says of transfer, laid over the numerals."""
+    block = yaml.safe_load(blocks("yaml")[1])
+    block["model"]["encoders"]["image"] = None
+    (desk / "transfer.yaml").write_text(yaml.safe_dump({"base": "configs/experiment/numerals.yaml"} | block))
+    monkeypatch.chdir(desk)
+    status, out, err = entered("mmkt train transfer.yaml --dry-run", capfd)
+    assert status == 0, err[-3000:]
+    assert "lora" in out + err

@@ -42,19 +42,24 @@ def layout(body: Any) -> Layout:
     return LAYOUTS[kind]
 
 
+def embed_words(body: Any, ids: Tensor) -> Tensor:
+    """What words (N, L) enter the blocks as, (N, L, W)."""
+    names = layout(body).embeddings
+    found = getattr(body, names[0])(ids)
+    if "wpe" in names:
+        found = found + body.wpe(torch.arange(ids.shape[1], device=ids.device))
+    if getattr(body, "embeddings_project", None) is not None:  # ELECTRA's may be narrower
+        found = body.embeddings_project(found)
+    return found
+
+
 def typical_norm(body: Any) -> float:
     """The mean length of the vectors that words enter the blocks as, over the vocabulary."""
-    names, size = layout(body).embeddings, body.get_input_embeddings().num_embeddings
-    training, total = body.training, 0.0
+    size, training, total = body.get_input_embeddings().num_embeddings, body.training, 0.0
     body.eval()
     with torch.no_grad():
         for ids in torch.arange(size).split(min(VOCABULARY, body.config.max_position_embeddings // 2)):
-            found = getattr(body, names[0])(ids[None])
-            if "wpe" in names:
-                found = found + body.wpe(torch.arange(len(ids)))
-            if getattr(body, "embeddings_project", None) is not None:  # ELECTRA's may be narrower
-                found = body.embeddings_project(found)
-            total += float(found.norm(dim=-1).sum())
+            total += float(embed_words(body, ids[None]).norm(dim=-1).sum())
     body.train(training)
     return total / size
 
