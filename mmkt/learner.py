@@ -114,8 +114,8 @@ class Learner(nn.Module):
         return {name.removeprefix("model."): p for name, p in self.named_parameters()}
 
     def trained_in(self, phase: Phase) -> set[str]:
-        """Names of the parameters that a phase trains."""
-        wanted = {name for name in self.named() if any(matches(name, pattern) for pattern in phase.train)}
+        """Names of the parameters that a phase trains; bodies under an adapter never do."""
+        wanted = {name for name in self.named() if any(matches(name, pattern) for pattern in phase.train)} - self.model.held
         return {name for name in wanted if not any(matches(name, pattern) for pattern in phase.frozen)}
 
     def begin(self, phase: Phase) -> dict[str, nn.Parameter]:
