@@ -32,8 +32,10 @@ def inject(encoder: Encoder, tuner: type, config: type, names: Sequence[str], **
     before = {id(p) for p in body.parameters()}
     settings["target_modules"] = exactly(names)
     settings["fan_in_fan_out"] = any(isinstance(body.get_submodule(name), Conv1D) for name in names)
-    with warnings.catch_warnings():  # where Linear and Conv1D are mixed, PEFT says which it takes as what, and does so
+    with warnings.catch_warnings():
+        # where Linear and Conv1D are mixed, PEFT says which it takes as what, and does so
         warnings.filterwarnings("ignore", message="fan_in_fan_out")
+        warnings.filterwarnings("ignore", message="Specified to not save vera_A")  # we do it ourselves
         made = tuner(body, config(**settings), "default")
     return {full(encoder, name) for name, p in body.named_parameters() if id(p) not in before}, made
 

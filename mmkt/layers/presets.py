@@ -125,6 +125,37 @@ def layers_of(encoder: Encoder, roles: Sequence[Role], targets: Sequence[str] | 
     return found
 
 
+def pairs(encoder: Encoder, first: Role, last: Role) -> list[tuple[str, str]]:
+    """The layers of two roles, block by block; of several in one block the first.
+
+    Raises:
+        ValueError: as ``layers_of``.
+    """
+    firsts = {_block(name): name for name in reversed(layers_of(encoder, [first], None))}
+    return [(firsts[_block(name)], name) for name in layers_of(encoder, [last], None)]
+
+
+def _block(name: str) -> str:
+    return name[: re.search(r"\.\d+\.", name).end()]  # type: ignore[union-attr]
+
+
+def parameters_of(encoder: Encoder, names: Sequence[str], targets: Sequence[str] | None) -> set[str]:
+    """The encoder's names of those of the body's parameters whose modules ``targets`` match; all of them by default.
+
+    Raises:
+        ValueError: a pattern that matches none.
+    """
+    modules = [name.rpartition(".")[0] for name in names]
+    for pattern in targets or ():
+        if not any(fnmatchcase(module, pattern) for module in modules):
+            near = difflib.get_close_matches(pattern, modules, n=3, cutoff=0.3) or modules[:3]
+            raise ValueError(
+                f"targets: {pattern!r} matches nothing; patterns are of whole names below the body, near are {', '.join(near)}"
+            )
+    chosen = [targets is None or any(fnmatchcase(module, pattern) for pattern in targets) for module in modules]
+    return {full(encoder, name) for name, yes in zip(names, chosen) if yes}
+
+
 def _lost(pattern: str, linear: Sequence[str], modules: Sequence[str]) -> str:
     """Why a pattern matches no linear layer, and what is near it."""
     other = [name for name in modules if fnmatchcase(name, pattern)]
