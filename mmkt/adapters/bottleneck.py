@@ -63,8 +63,8 @@ class Bottleneck(Adapter):
         for first, last in places:
             layer: Any = body.get_submodule(last)
             begin: Any = body.get_submodule(first) if first else None
-            made = _Bottleneck(_widths(begin)[0] if begin else _widths(layer)[1], _widths(layer)[1], self.r, self.activation)
-            made.scale = self.scale
+            given, width = _widths(begin)[0] if begin else _widths(layer)[1], _widths(layer)[1]
+            made = _Bottleneck(given, width, self.r, self.activation, self.scale)
             layer.add_module("bottleneck", made)
             layer.register_forward_hook(made.change)
             if begin:
@@ -76,12 +76,13 @@ class Bottleneck(Adapter):
 class _Bottleneck(nn.Module):
     """From a width to another. Its methods are hooks, so that a copied model's hooks are the copy's."""
 
-    def __init__(self, given: int, width: int, r: int, activation: str):
+    def __init__(self, given: int, width: int, r: int, activation: str, scale: float):
         super().__init__()
         self.down, self.act, self.up = nn.Linear(given, r), ACTIVATIONS[activation](), nn.Linear(r, width)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
-        self.scale, self.noted = 1.0, None
+        self.scale = scale
+        self.noted: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * self.up(self.act(self.down(x)))
