@@ -213,7 +213,9 @@ class Model(nn.Module):
             raise ConfigError([("model.adapters", "there is none, so there is nothing to merge")])
         for m, adapter in self.adapters.items():
             if not adapter.merges:
-                problem = f"{type(adapter).__name__} is layers of its own, which no body's weights can stand for: keep it as it is"
+                problem = (
+                    f"{type(adapter).__name__} is layers of its own, which no body's weights can stand for: keep it as it is"
+                )
                 raise ConfigError([(f"model.adapters.{m}", problem)])
         for m, adapter in self.adapters.items():
             adapter.merge(self.encoders[m])
@@ -294,8 +296,8 @@ class Model(nn.Module):
             left = frozenset(own) - frozenset(tensors)
             if checkpoint.digest(left, own.__getitem__) != delta["sha256"]:
                 raise checkpoint.CheckpointError(
-                    f"{folder} is a delta: the {delta['left out']} tensors that it leaves out are not those that it was made from. "
-                    "Give the same original models (and versions, where weights are random), or the whole checkpoint"
+                    f"{folder} is a delta: the {delta['left out']} tensors that it leaves out are not those that it was made "
+                    "from. Give the same original models (and versions, where weights are random), or the whole checkpoint"
                 )
         checkpoint.load_strict(model, tensors, folder / "model.safetensors", left)
         return model.eval()

@@ -51,7 +51,7 @@ def merge(encoder: Encoder) -> None:
     for name, layer in list(body.named_modules()):
         if isinstance(layer, BaseTunerLayer):
             with torch.no_grad():
-                layer.merge(safe_merge=True)  # type: ignore[operator]
+                layer.merge(safe_merge=True)
             parent, _, own = name.rpartition(".")
             setattr(body.get_submodule(parent), own, layer.get_base_layer())
     del body.peft_config

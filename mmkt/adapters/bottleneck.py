@@ -53,12 +53,11 @@ class Bottleneck(Adapter):
     def apply(self, encoder: Encoder) -> set[str]:
         """The bottlenecks train."""
         body = body_of(encoder)
-        if self.targets is not None:
-            places = [(None, name) for name in layers_of(encoder, [], self.targets)]
+        places: list[tuple[str | None, str]]
+        if self.parallel:
+            places = [pair for role in self.roles for pair in pairs(encoder, FIRST[role], role)]
         else:
-            places = [pair for role in self.roles for pair in pairs(encoder, FIRST[role], role)] if self.parallel else [
-                (None, name) for name in layers_of(encoder, self.roles, None)
-            ]
+            places = [(None, name) for name in layers_of(encoder, self.roles, self.targets)]
         trains = set()
         for first, last in places:
             layer: Any = body.get_submodule(last)

@@ -46,7 +46,9 @@ class Prefix(Adapter):
         body: Any = body_of(encoder)
         kind = family(body)
         if kind not in FAMILIES:
-            raise ValueError(f"no prefixes for a body of the family {kind}; there are for {', '.join(FAMILIES)}, and other adapters")
+            raise ValueError(
+                f"no prefixes for a body of the family {kind}; there are for {', '.join(FAMILIES)}, and other adapters"
+            )
         trains = set()
         for query, out in pairs(encoder, "query", "attention_out"):
             queries, layer = body.get_submodule(query), body.get_submodule(out)

@@ -117,7 +117,11 @@ def layers_of(encoder: Encoder, roles: Sequence[Role], targets: Sequence[str] | 
     found = [name for name in linear if any(re.fullmatch(pattern, name) for pattern in patterns)]
     if not found:
         some = next((name for name in reversed(linear) if re.search(r"\.\d+\.", name)), "blocks.0.fc1")
-        why = f"the preset of the family {kind} matches nothing in this one" if preset else f"there is no preset for the family {kind}"
+        why = (
+            f"the preset of the family {kind} matches nothing in this one"
+            if preset
+            else f"there is no preset for the family {kind}"
+        )
         raise ValueError(
             f"{why}; there are presets for {', '.join(PRESETS)}. "
             f"Say which of its linear layers are meant, such as targets: ['{re.sub(r'[.][0-9]+[.]', '.*.', some)}']"
