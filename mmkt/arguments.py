@@ -75,6 +75,12 @@ def parser() -> argparse.ArgumentParser:
         ("max-tokens", 128, "of a text"),
     ):
         one.add_argument(f"--{name}", type=int, default=value, help=f"{words} ({value})")
+    one = command("convert", "convert", "a checkpoint as another: adapters merged, or without what original models bring")
+    one.add_argument("checkpoint", help="its folder, or a Hub id")
+    one.add_argument("out", help="the folder it writes, which must not be there")
+    one.add_argument("--merge", action="store_true", help="work the adapters into the bodies' own weights")
+    one.add_argument("--delta", action="store_true", help="leave out what the original models and the seed give again")
+    one.add_argument("--plugins", nargs="+", default=[], help="folders or packages that its parts may come from")
     one = command("predict", "predict", "answer for one row: mmkt predict CHECKPOINT --text … --image … --audio …")
     one.add_argument("checkpoint", help="its folder, or a Hub id")
     one.add_argument("--plugins", nargs="+", default=[], help="folders or packages that its parts may come from")

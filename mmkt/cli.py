@@ -235,6 +235,26 @@ def _parsed(name: str, words: str | list[str], example: str) -> Any:
         raise ValueError(f"--{name} takes JSON, such as '{example}', found {words!r}: {error}") from None
 
 
+def convert(options: argparse.Namespace) -> None:
+    """Write a checkpoint as another."""
+    out = Path(options.out)
+    if out.exists():
+        raise ValueError(f"{out} is there already: name a folder that is not, or remove it")
+    from mmkt.model import Model, locate
+
+    source = locate(options.checkpoint)
+    model = Model.from_pretrained(source, options.plugins)
+    if options.merge:
+        model.merge()
+    card = source / "README.md"
+    model.save_pretrained(out, card.read_text(encoding="utf-8") if card.is_file() else None, delta=options.delta)
+    before, after = ((folder / "model.safetensors").stat().st_size for folder in (source, out))
+    if options.json:
+        print(json.dumps({"checkpoint": str(out), "bytes": {"before": before, "after": after}}))
+    else:
+        print(f"{out}: tensors of {after:,} bytes, before {before:,}")
+
+
 def list_parts(options: argparse.Namespace) -> None:
     """Show parts."""
     from mmkt.catalogue import catalogue, one, show, show_one

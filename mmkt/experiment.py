@@ -112,6 +112,8 @@ class ModelOf(Section):
     space: Space = Space()
     fusion: Annotated[dict, PartOf("fusion")] = {"name": "concat"}
     heads: dict[Name, Annotated[dict, PartOf("heads")]] = {}
+    adapters: dict[Name, Annotated[dict, PartOf("adapters")]] = {}
+    """Modality → what trains in its body's place: of the body, all else stays as it is."""
     start: str | None = None
     """A checkpoint of mmkt whose tensors are taken over where name and shape fit; the rest starts anew."""
 

@@ -124,8 +124,8 @@ class Learner(nn.Module):
         return next((factor for pattern, factor in reversed(list(lr.items())) if matches(name, pattern)), 1.0)
 
     def trained_in(self, phase: Phase) -> set[str]:
-        """Names of the parameters that a phase trains."""
-        return set(self.matching(phase.train)) - set(self.matching(phase.frozen))
+        """Names of the parameters that a phase trains; bodies under an adapter never do."""
+        return set(self.matching(phase.train)) - set(self.matching(phase.frozen)) - self.model.held
 
     def begin(self, phase: Phase) -> dict[str, nn.Parameter]:
         """Freeze and unfreeze as a phase says; returns what trains, by name.

@@ -15,9 +15,9 @@ from mmkt.config import dump, revive
 from mmkt.data.collate import Collate, Cuts
 from mmkt.data.rows import Rows
 from mmkt.experiment import Experiment
-from mmkt.parts import ConfigError, Parts
+from mmkt.parts import ConfigError, Parts, nearest
 from mmkt.space import SharedSpace, join
-from mmkt.types import Batch, Encoded, Encoder, Fusion, Head, Outputs
+from mmkt.types import Adapter, Batch, Encoded, Encoder, Fusion, Head, Outputs
 
 
 class Model(nn.Module):
@@ -40,6 +40,8 @@ class Model(nn.Module):
         self.modalities = tuple(encoders)
         self.encoders, self.space, self.fusion = nn.ModuleDict(encoders), space, fusion
         self.heads = nn.ModuleDict(heads)
+        self.adapters: dict[str, Adapter] = {}  # by modality
+        self.held: frozenset[str] = frozenset()  # names of the bodies' parameters that adapters hold still
         self._blank = {m: encoder.blank() for m, encoder in encoders.items()}
         for head in heads.values():
             if fusion.answers(head):
@@ -181,7 +183,48 @@ class Model(nn.Module):
             raise ConfigError([("model.fusion", str(error))]) from error
         model = cls(encoders, space, fusion, heads)
         model.config, model.plugins = config, tuple(plugins)
+        for m, spec in settings.adapters.items():  # last, so that all else is drawn as it is without them
+            model._adapt(m, spec, parts)
         return model
+
+    def _adapt(self, m: str, spec: Mapping[str, Any], parts: Parts) -> None:
+        path = f"model.adapters.{m}"
+        if m not in self.encoders:
+            problem = f"there is no encoder {m!r}{nearest(m, self.encoders)}; allowed: {', '.join(self.encoders)}"
+            raise ConfigError([(path, problem)])
+        encoder, adapter = self.encoders[m], parts.build("adapters", spec)
+        try:
+            trains = adapter.apply(encoder)
+        except ValueError as error:
+            raise ConfigError([(path, str(error))]) from error
+        body = [name for name, _ in encoder.named_parameters() if matches(name, encoder.backbone or "*")]
+        for name in body:
+            encoder.get_parameter(name).requires_grad_(name in trains)
+        self.adapters[m] = adapter
+        self.held |= {f"encoders.{m}.{name}" for name in body if name not in trains}
+
+    def merge(self) -> Model:
+        """Work all adapters into the bodies' own weights and names, in place; afterwards the config has none.
+
+        Raises:
+            ConfigError: there is none, or one that cannot be merged; then nothing has changed.
+        """
+        if not self.adapters:
+            raise ConfigError([("model.adapters", "there is none, so there is nothing to merge")])
+        for m, adapter in self.adapters.items():
+            if not adapter.merges:
+                problem = (
+                    f"{type(adapter).__name__} is layers of its own, which no body's weights can stand for: keep it as it is"
+                )
+                raise ConfigError([(f"model.adapters.{m}", problem)])
+        for m, adapter in self.adapters.items():
+            adapter.merge(self.encoders[m])
+            self.encoders[m].requires_grad_(True)
+        self.adapters, self.held = {}, frozenset()
+        if self.config is not None:
+            settings = self.config.model.model_copy(update={"adapters": {}})
+            self.config = self.config.model_copy(update={"model": settings})
+        return self
 
     @classmethod
     def as_drawn(cls, config: Experiment, vocabularies: Mapping[str, Any], plugins: Sequence[str] = ()) -> Model:
@@ -253,8 +296,8 @@ class Model(nn.Module):
             left = frozenset(own) - frozenset(tensors)
             if checkpoint.digest(left, own.__getitem__) != delta["sha256"]:
                 raise checkpoint.CheckpointError(
-                    f"{folder} is a delta: the {delta['left out']} tensors that it leaves out are not those it was made from. "
-                    "Give the same original models (and versions, where weights are random), or the whole checkpoint"
+                    f"{folder} is a delta: the {delta['left out']} tensors that it leaves out are not those that it was made "
+                    "from. Give the same original models (and versions, where weights are random), or the whole checkpoint"
                 )
         checkpoint.load_strict(model, tensors, folder / "model.safetensors", left)
         return model.eval()

@@ -23,7 +23,8 @@ def groups(trains: Mapping[str, nn.Parameter], lr: float, decay: float, factors:
     found: dict[tuple[float, float], dict] = {}
     for name, parameter in trains.items():
         factor = Learner.factor(name, factors)
-        key = (factor, decay if parameter.ndim > 1 else 0.0)
+        vector = parameter.ndim < 2 or ".ia3_l." in name  # (IA)³ keeps its vectors as (1, n); they start at one, not zero
+        key = (factor, 0.0 if vector else decay)
         group = found.setdefault(key, {"params": [], "names": [], "lr": lr * factor, "peak": lr * factor, "weight_decay": key[1]})
         group["params"].append(parameter)
         group["names"].append(name)

@@ -64,6 +64,10 @@ def start(model: Model, path: Path | str) -> Started:
     tensors = checkpoint.read_tensors(folder / "model.safetensors")
     vocabularies = checkpoint.read_json(folder / "vocabularies.json")
     own = model.state_dict()
+    for name in own:  # a layer that an adapter goes around here stood by itself there
+        plain = name.replace(".base_layer.", ".")
+        if name not in tensors and plain in tensors:
+            tensors[name] = tensors.pop(plain)
     found = Started(str(path), [], {}, [], [name for name in tensors if name not in own], {}, [])
     constants = {name for name, _ in model.named_buffers() if not name.endswith(RUNNING)}
     with torch.no_grad():

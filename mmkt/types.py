@@ -426,6 +426,7 @@ ROOMS: dict[str, type] = {
     "fusion": Fusion,
     "heads": Head,
     "objectives": Objective,
+    "adapters": Adapter,
     "transfer": Transfer,
     "metrics": Metric,
     "data/sources": Source,
