@@ -279,10 +279,40 @@ def test_the_command_ranks_before_and_after_training(capfd, folder, study):
     assert scores == sorted(scores, reverse=True)
     figures = {line["name"]: line["figure"] for line in found["candidates"]}
     assert figures["trained"] is None
-    assert [name for name, figure in figures.items() if figure is not None]
+    accuracy = json.loads(
+        (folder / "runs/random-full-lr0.01-seed0/best/evaluation-test/metrics.jsonl").read_text().split("\n")[0]
+    )
+    assert accuracy["metric"] == "accuracy"
+    assert figures["random"] == accuracy["value"]
     logmes = next((one for one in found["agreements"] if one["measure"] == "logme"), None)
     assert logmes is not None
     assert logmes["candidates"] == 3
+
+
+def test_texts_go_through_the_candidates_own_blocks(folder, tiny_bert):
+    import torch
+
+    from mmkt.candidates import Candidate
+    from mmkt.config import read
+    from mmkt.experiment import Experiment
+
+    texts = ["what is it", "the large one"]
+    found = {}
+    body = "model.encoders.image"  # with seed 0 the random body would be drawn as the fixture was
+    for name, more in {"pretrained": [], "random": [f"{body}.weights=random", "seed=1"], "one": [f"{body}.layers=1"]}.items():
+        config = read(Experiment, folder / "experiment.yaml", more)
+        candidate = Candidate(name, config, "kind", "image", torch.device("cpu"))
+        own, side = candidate.encoder.body.state_dict(), candidate.text_side().body.state_dict()
+        assert own.keys() < side.keys()  # words beside
+        assert all(torch.equal(own[key], side[key]) for key in own)
+        assert sum("encoder.layer.1." in key for key in side) == (0 if name == "one" else 16)
+        found[name] = candidate.read_texts(texts)
+    from mmkt.encoders.hf_text import HfText
+
+    plain = HfText({}, None, model=str(tiny_bert)).eval()
+    inputs = plain.processor().pad([plain.processor()(text) for text in texts])
+    assert np.allclose(found["pretrained"], plain(inputs).pooled.detach().numpy(), atol=1e-6)
+    assert not np.allclose(found["random"], found["pretrained"], atol=0.1)
 
 
 def test_leep_is_that_of_the_checkpoint_itself(folder, study, trained, tiny_settings):

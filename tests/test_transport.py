@@ -50,7 +50,7 @@ def test_entropic_transport_is_that_of_pot(epsilon):
 
 
 def test_the_divergence_is_that_of_pot():
-    x, y, epsilon = sample(12), sample(15, seed=1, shift=1), 5.0
+    x, y, epsilon = sample(12), sample(15, seed=1, shift=1), 10.0
     entropic = [by_pot(u, v, epsilon) for u, v in ((x, y), (x, x), (y, y))]
     found = float(sinkhorn(x, y, epsilon=epsilon, debiased=True, **EXACT))
     assert found == pytest.approx(entropic[0] - (entropic[1] + entropic[2]) / 2)
@@ -179,8 +179,8 @@ def test_otdd_is_exact_transport_at_its_cost():
     between = label_distances(x, of_x, y, of_y).numpy()
     cost = ot.dist(x.numpy(), y.numpy()) + between[of_x.numpy() // 7][:, of_y.numpy() // 7]
     exact = ot.emd2(ot.unif(12), ot.unif(12), cost)
-    found = float(otdd(x, of_x, y, of_y, debiased=False, epsilon=0.3, iterations=20_000, tolerance=1e-6))
-    assert exact - 1e-4 <= found < exact + 0.3 * math.log(12)
+    found = float(otdd(x, of_x, y, of_y, debiased=False, epsilon=1.0, iterations=20_000, tolerance=1e-6))
+    assert exact - 1e-4 <= found < exact + math.log(12)
     assert float(otdd(x, of_x, x, of_x)) == pytest.approx(0, abs=1e-4)
     assert float(otdd(x, of_x, y, of_y)) > 0.1
 
@@ -198,7 +198,7 @@ def test_gradient_of_otdd_is_the_numeric_one_and_training_on_it_brings_samples_t
     (x, of_x), (y, of_y) = labelled(7, 0), labelled(9, 1, 2, shift=1)
     of_x[-1] = 99  # a class of one row
     x.requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: otdd(z, of_x, y, of_y, epsilon=2.0, **EXACT), x, atol=1e-4)
+    assert torch.autograd.gradcheck(lambda z: otdd(z, of_x, y, of_y, epsilon=20.0, **EXACT), x, atol=1e-4)
     (x, of_x), (y, of_y) = labelled(30, 0), labelled(30, 1, shift=5)
     x, y = x.float(), y.float()
     before = float(otdd(x, of_x, y, of_y))
