@@ -34,16 +34,23 @@ class Training(NamedTuple):
     settings: tuple[str, ...]  # key=value; they say the run's folder too
     test: bool = False  # whether its best checkpoint is evaluated on the test split as well
 
-    def config(self) -> Experiment:
-        """Checked; figures are first made on validation alone."""
+    def config(self, threads: int | None = None) -> Experiment:
+        """Checked; figures are first made on validation alone.
+
+        Args:
+            threads: of the process, where the experiment says none.
+        """
         config = read(Experiment, self.experiment, self.settings)
         split = config.data.validation
         assert split is not None, "a study refuses experiments without a validation split"
-        return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"split": split})})
+        evaluate = config.evaluate.model_copy(update={"split": split})
+        return config.model_copy(update={"evaluate": evaluate, "threads": config.threads or threads})
 
 
-def carry_out(training: Training) -> None:
+def carry_out(training: Training, threads: int | None = None) -> None:
     """Train to the end, evaluate, note the cost; nothing where that was done before.
+
+    ``threads`` are this process's, where the experiment says none.
 
     A training whose loss is not finite has an end too: ``failed.json`` says why, and it has no figures.
 
@@ -51,7 +58,7 @@ def carry_out(training: Training) -> None:
         CheckpointError: the folder holds a run of other settings.
         Stopped: by SIGTERM or Ctrl-C; the state to resume from is saved.
     """
-    config = training.config()
+    config = training.config(threads)
     run, split = Path(config.run), config.evaluate.split
     state = stage(run, split)
     if (run / "failed.json").is_file():
@@ -126,7 +133,7 @@ class Crew:
     """
 
     def __init__(self, jobs: int):
-        self.pool, self.futures = None, {}  # type: ignore[var-annotated]
+        self.pool, self.threads = None, max(1, (os.cpu_count() or 1) // jobs)
         if jobs > 1:
             context = multiprocessing.get_context("spawn")
             places: Any = context.SimpleQueue()
@@ -157,7 +164,7 @@ class Crew:
             return
         futures: dict[Future, Any] = {}
         while waiting or futures:
-            futures |= {self.pool.submit(_logged, training): key for key, training in waiting}
+            futures |= {self.pool.submit(_logged, training, self.threads): key for key, training in waiting}
             waiting = []
             ended, _ = wait(futures, return_when=FIRST_COMPLETED)
             for future in ended:
@@ -189,11 +196,11 @@ def _into(file: Path) -> Iterator[None]:
         yield
 
 
-def _logged(training: Training) -> None:
+def _logged(training: Training, threads: int) -> None:
     run = Path(training.config().run)
     with _into(run.with_name(f"{run.name}.log")):
         try:
-            carry_out(training)
+            carry_out(training, threads)
         except Stopped as stopped:  # it cannot cross processes: its arguments are not its message
             raise KeyboardInterrupt(str(stopped)) from None
 
