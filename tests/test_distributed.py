@@ -62,6 +62,7 @@ def variants(tmp_path: Path, manifest: Path, bert: Path) -> dict[str, dict]:
     # pictures through the text encoder's blocks: one body, two modalities, each missing on a rank at times
     shared = {"name": "borrow", "reads": "image", "body": "text", "size": 16, "channels": 1, "patch": 8}
     found["deaf_rank"]["model"]["encoders"]["image"] = shared
+    found["deaf_rank"]["model"]["adapters"] = {"text": {"name": "lora", "r": 4}}
     found["measured"] = measured(copy.deepcopy(found["deaf_rank"]), tmp_path)
     found["dropped"]["data"]["dropout"] = {"text": 0.3, "image": 0.3, "audio": 0.3}
     return found
