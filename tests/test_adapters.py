@@ -158,8 +158,8 @@ EVERY = {
     "dora": (Dora, {"r": 2}),
     "ia3": (Ia3, {}),
     "vera": (Vera, {"r": 4}),
-    "bottleneck": (Bottleneck, {"r": 3}),
-    "parallel": (Bottleneck, {"r": 3, "placement": "parallel"}),
+    "bottleneck": (Bottleneck, {"r": 3, "activation": "gelu"}),  # few units: of ReLU none may be alive
+    "parallel": (Bottleneck, {"r": 3, "activation": "gelu", "placement": "parallel"}),
     "bitfit": (Bitfit, {}),
     "norms": (Norms, {}),
     "prefix": (Prefix, {"length": 3}),
@@ -206,7 +206,9 @@ def test_an_adapter_on_a_family(name, kind):
     trains = put(adapter, encoder)
     if name not in ("bitfit", "norms"):
         assert trains == names_of(name, kind)
-    assert torch.equal(encoder(inputs).pooled, original)
+    start = encoder(inputs).pooled
+    # torch's attention, which WavLM calls, adds in another order where its weights need no gradient
+    assert torch.allclose(start, original, atol=1e-6) if kind == "wavlm" else torch.equal(start, original)
     assert sorted(n for stage in encoder.stages() for n in stage) == sorted(n for n, _ in encoder.named_parameters())
     stir(encoder, trains)
     changed = encoder(inputs).pooled
