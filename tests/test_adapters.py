@@ -232,3 +232,157 @@ def test_an_adapter_on_a_family(name, kind):
 
 
 PREFIXED = set(CONFIGS) - {"gpt2", "llama", "mistral", "qwen2", "qwen3", "wavlm", "VisionTransformer"}
+
+
+def test_biases_and_norms_by_name():
+    layer = "body.encoder.layer.0."
+    linear = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
+    linear += ["intermediate.dense", "output.dense"]
+    norms = [f"{layer}attention.output.LayerNorm", f"{layer}output.LayerNorm", "body.embeddings.LayerNorm"]
+    assert put(Bitfit(), encoder_of("bert")) == {f"{layer}{x}.bias" for x in linear} | {f"{x}.bias" for x in norms}
+    assert put(Norms(), encoder_of("bert")) == {f"{x}.{end}" for x in norms for end in ("weight", "bias")}
+    llama = [f"body.{x}.weight" for x in ("layers.0.input_layernorm", "layers.0.post_attention_layernorm", "norm")]
+    assert put(Norms(), encoder_of("llama")) == set(llama)
+    assert put(Norms(targets=["*.output.LayerNorm"]), encoder_of("bert")) == {
+        f"{x}.{end}" for x in norms[:2] for end in ("weight", "bias")
+    }
+
+
+def around(adapter, kind: str, layer: str):
+    """The layer under its adapter with stirred parameters, and the one that was there."""
+    encoder = encoder_of(kind)
+    plain = copy.deepcopy(presets.body_of(encoder).get_submodule(layer))
+    stir(encoder, put(adapter, encoder))
+    return presets.body_of(encoder).get_submodule(layer), plain
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer"), [("bert", "encoder.layer.0.attention.self.query"), ("gpt2", "h.0.attn.c_attn")], ids=("Linear", "Conv1D")
+)
+def test_formulas(kind, layer):
+    x = torch.randn(3, 16)
+    new, old = around(Lora(r=2, alpha=6), kind, layer)
+    w = old.weight.T if kind == "gpt2" else old.weight  # (out, in)
+    change = 3 * new.lora_B.default.weight @ new.lora_A.default.weight
+    assert torch.allclose(new(x), x @ (w + change).T + old.bias, atol=1e-5)
+    assert change.abs().max() > 1e-2
+
+    new, _ = around(Dora(r=2, alpha=6), kind, layer)
+    v = w + 3 * new.lora_B.default.weight @ new.lora_A.default.weight
+    scaled = new.lora_magnitude_vector.default.weight[:, None] * v / v.norm(dim=1, keepdim=True)
+    assert torch.allclose(new(x), x @ scaled.T + old.bias, atol=1e-5)
+
+    new, _ = around(Vera(r=4), kind, layer)
+    a, b = new.vera_A.default[:, : w.shape[1]], new.vera_B.default[: w.shape[0]]
+    y = new.vera_lambda_b.default * ((new.vera_lambda_d.default * (x @ a.T)) @ b.T)
+    assert torch.allclose(new(x), old(x) + y, atol=1e-5)
+
+    new, _ = around(Ia3(targets=[layer]), kind, layer)
+    assert torch.allclose(new(x), old(x) * new.ia3_l.default.flatten(), atol=1e-6)
+    new, _ = around(Ia3(inputs=[layer]), kind, layer)
+    assert torch.allclose(new(x), old(x * new.ia3_l.default.flatten()), atol=1e-6)
+
+    new, _ = around(Bottleneck(r=3, targets=[layer], scale=0.5), kind, layer)
+    h, b = old(x), new.bottleneck
+    assert torch.allclose(new(x), h + 0.5 * b.up(F.relu(b.down(h))), atol=1e-6)
+
+
+def test_a_parallel_bottleneck_reads_what_enters_the_sublayer():
+    encoder = encoder_of("mmkt")
+    block, x, mask = copy.deepcopy(encoder.blocks[0]), torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.bool)
+    stir(encoder, put(Bottleneck(r=3, placement="parallel"), encoder))
+    new = encoder.blocks[0]
+    y = block.norm1(x)
+    middle = x + block.attention(y, y, mask) + new.attention.o.bottleneck(y)
+    z = block.norm2(middle)
+    assert torch.allclose(new(x, mask), middle + block.fc2(F.gelu(block.fc1(z))) + new.fc2.bottleneck(z), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mmkt", "bert"])
+def test_a_prefix_is_a_gated_attention_of_its_own(kind):
+    encoder = encoder_of(kind)
+    plain, x, mask = copy.deepcopy(encoder), torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.bool)
+    stir(encoder, put(Prefix(length=3), encoder))
+    if kind == "mmkt":
+        new, old = encoder.blocks[0].attention, plain.blocks[0].attention
+        got, was, out, queries = new(x, x, mask), old(x, x, mask), new.o, old.q(x)
+    else:
+        new, old = encoder.body.encoder.layer[0].attention, plain.body.encoder.layer[0].attention
+        pick = {}
+        new.output.dense.register_forward_hook(lambda _, given, out: pick.update(got=out))
+        old.output.dense.register_forward_hook(lambda _, given, out: pick.update(was=out))
+        new(x), old(x)
+        got, was, out, queries = pick["got"], pick["was"], new.output.dense, old.self.query(x)
+    added = []
+    for head in range(2):
+        of = slice(8 * head, 8 * head + 8)
+        seen = (queries[..., of] @ out.prefix.keys[:, of].T / 8**0.5).softmax(-1) @ out.prefix.values[:, of]
+        added.append(torch.tanh(out.prefix.gates[head]) * seen)
+    assert torch.allclose(got, was + torch.cat(added, -1) @ out.weight.T, atol=1e-5)
+    assert (got - was).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["parallel", "prefix", "vera"])
+def test_a_copy_is_changed_by_its_own_alone(name):
+    encoder = encoder_of("bert")
+    trains = put(adapter_of(name, "bert"), encoder)
+    stir(encoder, trains)
+    other = copy.deepcopy(encoder)
+    before = encoder(TEXT).pooled
+    with torch.no_grad():
+        for parameter in trains:
+            other.get_parameter(parameter).zero_()
+    assert torch.equal(encoder(TEXT).pooled, before)
+    assert torch.equal(other(TEXT).pooled, encoder_of("bert")(TEXT).pooled)
+
+
+@pytest.mark.parametrize("name", ["lora", "parallel", "prefix"])
+def test_activations_computed_again_give_the_same_gradients(name):
+    found = []
+    for again in (False, True):
+        encoder = encoder_of("bert")
+        trains = put(adapter_of(name, "bert"), encoder)
+        stir(encoder, trains)
+        encoder.train()
+        if again:
+            encoder.body.gradient_checkpointing_enable({"use_reentrant": False})
+        encoder(TEXT).pooled.square().sum().backward()
+        found.append({n: encoder.get_parameter(n).grad for n in trains})
+    assert all(torch.allclose(found[0][n], found[1][n], atol=1e-6) for n in found[0])
+
+
+def test_targets_are_whole_names():
+    encoder = encoder_of("bert")
+    trains = put(Lora(r=2, targets=["encoder.layer.*.output.dense"]), encoder)
+    assert trains == {f"body.encoder.layer.0.output.dense.lora_{x}.default.weight" for x in "AB"}  # not attention.output.dense
+
+
+class Shared(Plain):
+    backbone = None
+
+
+WORDS = [
+    (Lora(targets=["layer.0.query"]), "bert", r"'layer.0.query' matches nothing; .* near are encoder.layer.0.*query"),
+    (Lora(targets=["encoder.layer.0"]), "bert", "'encoder.layer.0' matches encoder.layer.0, which is no linear layer"),
+    (Bitfit(targets=["quary"]), "bert", "'quary' matches nothing; patterns are of whole names"),
+    (Lora(), "wavlm", r"a wavlm body has no layer of its own as query or value.*roles: \[up, down\]"),
+    (Prefix(), "llama", "no prefixes for a body of the family llama; there are for bert"),
+]
+
+
+@pytest.mark.parametrize(("adapter", "kind", "words"), WORDS, ids=[words[:20] for *_, words in WORDS])
+def test_errors_in_words(adapter, kind, words):
+    with pytest.raises(ValueError, match=words):
+        adapter.apply(encoder_of(kind))
+
+
+def test_errors_about_bodies():
+    with pytest.raises(ValueError, match="Shared owns no body for an adapter: put it on the encoder that owns the body"):
+        Lora().apply(Shared(nn.Linear(2, 2)))
+    mixer = Plain(timm.create_model("test_mambaout", num_classes=0))
+    words = r"no preset for the family MambaOut; there are presets for bert, .*, such as targets: \['stages\.\*\.blocks"
+    with pytest.raises(ValueError, match=words):
+        Lora().apply(mixer)
+    assert Lora(targets=["stages.*.blocks.*.fc1"]).apply(mixer)
+    with pytest.raises(ValueError, match="parallel needs to know where a sublayer begins"):
+        Bottleneck(placement="parallel", targets=["*"])
