@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mmkt.layers.presets import body_of, full
@@ -36,22 +37,22 @@ def inject(encoder: Encoder, tuner: type, config: type, names: Sequence[str], **
         # where Linear and Conv1D are mixed, PEFT says which it takes as what, and does so
         warnings.filterwarnings("ignore", message="fan_in_fan_out")
         warnings.filterwarnings("ignore", message="Specified to not save vera_A")  # we do it ourselves
-        made = tuner(body, config(**settings), "default")
+        # in a shell of its own the body has no configuration, of which PEFT would ask what a two-sided model's does not say
+        made = tuner(nn.ModuleDict({"body": body}), config(**settings), "default")
     return {full(encoder, name) for name, p in body.named_parameters() if id(p) not in before}, made
 
 
 def exactly(names: Sequence[str]) -> str:
-    """A regular expression that matches these names alone."""
-    return "|".join(re.escape(name) for name in names)
+    """A regular expression that matches these names below the body alone."""
+    return "|".join(re.escape(f"body.{name}") for name in names)
 
 
 def merge(encoder: Encoder) -> None:
     """Work every layer's change into the linear layer below it, which takes its old place."""
-    body: Any = body_of(encoder)
+    body = body_of(encoder)
     for name, layer in list(body.named_modules()):
         if isinstance(layer, BaseTunerLayer):
             with torch.no_grad():
                 layer.merge(safe_merge=True)
             parent, _, own = name.rpartition(".")
             setattr(body.get_submodule(parent), own, layer.get_base_layer())
-    del body.peft_config

@@ -91,7 +91,7 @@ def layers_of(encoder: Encoder, roles: Sequence[Role], targets: Sequence[str] | 
     Args:
         encoder: that owns the body.
         roles: where the family's preset has them.
-        targets: shell-style patterns on whole names, in place of roles.
+        targets: shell-style patterns on whole names (``*`` stands for dots too), in place of roles.
 
     Raises:
         ValueError: no preset and no targets, a role that the family lacks, or a pattern that matches no linear layer.
