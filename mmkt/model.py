@@ -164,7 +164,9 @@ class Model(nn.Module):
         parts, settings = Parts(plugins), config.model
         learning = learners(config, parts)
         encoders: dict[str, Encoder] = {}
-        for m, spec in settings.encoders.items():
+        # one that borrows from another is built after it, wherever it stands
+        for m in sorted(settings.encoders, key=lambda m: settings.encoders[m].get("body") in settings.encoders):
+            spec = settings.encoders[m]
             learned = [vocabularies[f"encoders.{m}"]] if m in learning else []
             try:
                 encoders[m] = parts.build("encoders", spec, encoders, assets / m if assets else None, *learned)
@@ -172,6 +174,7 @@ class Model(nn.Module):
                 raise ConfigError([(f"model.encoders.{m}", str(error))]) from error
         if not encoders:
             raise ConfigError([("model.encoders", "needs one or more")])
+        encoders = {m: encoders[m] for m in settings.encoders}
         try:
             space = SharedSpace(settings.dim, {m: e.width for m, e in encoders.items()}, **settings.space.model_dump())
         except ValueError as error:

@@ -238,6 +238,14 @@ def test_a_checkpoint_needs_no_original(tmp_path, tiny_bert):
     assert model.predict([{"image": picture}])[0]["kind"]["prediction"].startswith("k")
 
 
+def test_a_lender_may_stand_behind(tmp_path, tiny_bert):
+    config = config_of(tmp_path, tiny_bert, "full", text=True, body="text")
+    turned = dict(reversed(config.model.encoders.items()))
+    model = launch.build(config.model_copy(update={"model": config.model.model_copy(update={"encoders": turned})})).learner.model
+    assert model.modalities == ("image", "text")
+    assert model.encoders["image"].lender[0] is model.encoders["text"].body
+
+
 def test_no_body(tmp_path, tiny_bert):
     config = config_of(tmp_path, tiny_bert, "full", layers=0)
     assert launch.train(config)

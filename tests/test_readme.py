@@ -156,7 +156,6 @@ def test_experiment_files(desk, alone, capfd, monkeypatch):
 def test_transfer_settings(desk, capfd, monkeypatch):
     """What the README says of transfer, laid over the numerals."""
     block = yaml.safe_load(blocks("yaml")[1])
-    block["model"]["encoders"]["image"] = None
     (desk / "transfer.yaml").write_text(yaml.safe_dump({"base": "configs/experiment/numerals.yaml"} | block))
     monkeypatch.chdir(desk)
     status, out, err = entered("mmkt train transfer.yaml --dry-run", capfd)
