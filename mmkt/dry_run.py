@@ -49,7 +49,7 @@ def dry_run(
     trained = sum(p.numel() for p in trains.values())
     found = {
         "shapes": _shapes(learner, batch),
-        "parameters": _parameters(learner),
+        "parameters": {part: {"all": n, "trained": k} for part, (n, k) in learner.sizes().items()},
         "phases": [{"name": p.name, "steps": p.steps, "trains": len(learner.trained_in(p))} for p in plan],
         "steps": steps,
         "memory_gb": (4 * numbers + 12 * trained + stored) / 1e9,
@@ -66,16 +66,6 @@ def _shapes(learner: Learner, batch: Any) -> dict[str, list[int]]:
     named: dict[str, Encoded] = {f"encoded {m}": e for m, e in outputs.encoded.items()} | {"fused": outputs.fused}
     shapes |= {name: list(encoded.tokens.shape) for name, encoded in named.items()}
     return shapes | {f"logits {task}": list(x.shape) for task, x in outputs.logits.items()}
-
-
-def _parameters(learner: Learner) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
-    for name, p in learner.named().items():
-        depth = 2 if name.split(".")[0] in ("encoders", "heads", "objectives") else 1
-        part = found.setdefault(".".join(name.split(".")[:depth]), {"all": 0, "trained": 0})
-        part["all"] += p.numel()
-        part["trained"] += p.numel() if p.requires_grad else 0
-    return found
 
 
 def _show(found: dict[str, Any], console: Console) -> None:

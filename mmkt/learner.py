@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -154,16 +153,21 @@ class Learner(nn.Module):
             objective.begin(self, phase)
         return trains
 
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """By part (an encoder, a head, an objective, the space, the fusion): how many numbers it has, how many train."""
+        found: dict[str, tuple[int, int]] = {}
+        for name, p in self.named().items():
+            depth = 2 if name.split(".")[0] in ("encoders", "heads", "objectives") else 1
+            part = ".".join(name.split(".")[:depth])
+            every, trains = found.get(part, (0, 0))
+            found[part] = every + p.numel(), trains + p.numel() * p.requires_grad
+        return found
+
     def words(self, phase: Phase) -> str:
         """What a phase trains, once it has begun: how many numbers of how many, by part."""
-        named = self.named()
-        parts: Counter[str] = Counter()
-        for name, p in named.items():
-            parts[".".join(name.split(".")[: 2 if name.startswith(("encoders.", "objectives.")) else 1])] += (
-                p.numel() * p.requires_grad
-            )
-        total, trains = sum(p.numel() for p in named.values()), sum(parts.values())
-        of = ", ".join(f"{part} {count:,}" for part, count in parts.items() if count)
+        sizes = self.sizes()
+        total, trains = (sum(size[k] for size in sizes.values()) for k in (0, 1))
+        of = ", ".join(f"{part} {count:,}" for part, (_, count) in sizes.items() if count)
         on = "" if phase.objectives is None else f" on {', '.join(phase.objectives)}"
         return f"phase {phase.name} ({phase.steps:,} steps{on}): {trains:,} of {total:,} numbers train: {of}"
 

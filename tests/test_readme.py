@@ -160,4 +160,6 @@ def test_transfer_settings(desk, capfd, monkeypatch):
     monkeypatch.chdir(desk)
     status, out, err = entered("mmkt train transfer.yaml --dry-run", capfd)
     assert status == 0, err[-3000:]
-    assert "lora" in out + err
+    assert "phase probe" in err
+    assert "phase full" in err
+    assert re.search(r"encoders.text\D+[\d,]+\D+0 ", err)  # held while the first phase probes
