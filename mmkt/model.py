@@ -195,8 +195,9 @@ class Model(nn.Module):
         if m not in self.encoders:
             problem = f"there is no encoder {m!r}{nearest(m, self.encoders)}; allowed: {', '.join(self.encoders)}"
             raise ConfigError([(path, problem)])
-        encoder, adapter = self.encoders[m], parts.build("adapters", spec)
+        encoder = self.encoders[m]
         try:
+            adapter = parts.build("adapters", spec)
             trains = adapter.apply(encoder)
         except ValueError as error:
             raise ConfigError([(path, str(error))]) from error

@@ -18,6 +18,7 @@ from mmkt.heads.classify import Classify
 from mmkt.learner import Learner
 from mmkt.model import Model
 from mmkt.optim import groups
+from mmkt.transfer.fpt import Fpt
 from mmkt.types import Phase
 
 ROW = [{"text": "large round", "audio": torch.linspace(-1, 1, 2000).numpy()}]
@@ -192,3 +193,48 @@ def test_convert(tiny_settings, tmp_path, capfd):
     assert not (tmp_path / "more").exists()
     status, out, _ = call(capfd, "list", "adapters", "--json")
     assert list(json.loads(out)["adapters"]) == ["bitfit", "bottleneck", "dora", "ia3", "lora", "norms", "prefix", "vera"]
+
+
+@pytest.mark.parametrize("name", ["bitfit", "bottleneck", "dora", "norms", "prefix", "vera"])
+def test_every_adapter_is_saved(tiny_settings, tmp_path, name):
+    model = Model.as_drawn(experiment(tiny_settings, f"model.adapters={{text: {name}, audio: {name}}}"), KIND)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if key not in model.held:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "one")
+    again = Model.from_pretrained(tmp_path / "one")
+    assert again.held == model.held
+    assert torch.equal(logits(again), logits(model))
+    assert ("encoders.text.vera_A" in load_file(tmp_path / "one/model.safetensors")) == (name == "vera")
+    if model.adapters["text"].merges:
+        before = logits(model)
+        assert torch.allclose(logits(model.merge()), before, atol=1e-5)
+        assert model.state_dict().keys() == Model.as_drawn(experiment(tiny_settings), KIND).state_dict().keys()
+
+
+def test_a_body_that_is_borrowed(tiny_settings):
+    """The borrower runs through the owner's adapter; it has no body for one itself."""
+    tiny_settings["model"]["encoders"]["image"] = {"name": "borrow", "reads": "image", "body": "text", "size": 16, "channels": 1}
+    model = Model.as_drawn(experiment(tiny_settings, "model.adapters={text: lora}"), KIND)
+    pixels = {"pixels": torch.rand(2, 1, 16, 16)}
+    before = model.encoders["image"](pixels).pooled
+    with torch.no_grad():
+        for name, parameter in model.encoders["text"].named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1)
+    assert not torch.allclose(model.encoders["image"](pixels).pooled, before, atol=1e-3)
+    trains = Learner(model, {}).trained_in(Phase("full", 1))
+    assert {n for n in trains if n.startswith("encoders.image.")} == {
+        f"encoders.image.{n}" for n in ("positions", "embedder.weight", "embedder.bias", "norm.weight", "norm.bias")
+    }
+    with pytest.raises(ConfigError, match=r"model.adapters.image: Borrow owns no body for an adapter: put it on the encoder"):
+        Model.as_drawn(experiment(tiny_settings, "model.adapters={image: lora}"), KIND)
+
+
+@pytest.mark.parametrize(("name", "trained"), [("norms", 10), ("lora", 0)])
+def test_fpt_beside_an_adapter(tiny_settings, name, trained):
+    """Of a text encoder fpt trains norms and positions, and the adapter holds all that is not its own: what is in both trains."""
+    learner = launch.build(experiment(tiny_settings, f"model.adapters={{text: {name}}}")).learner
+    (phase,) = Fpt().phases(learner, 2)
+    assert len([n for n in learner.trained_in(phase) if n.startswith("encoders.text.")]) == trained
