@@ -38,6 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             words = words.strip().splitlines()[-1].partition(": ")[2]
         print("error: " + words.replace("\n", "\n       "), file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        stop = sys.modules.get("mmkt.stop")  # it imports torch: not there, nothing was stopped
+        if stop is None or not isinstance(error, stop.Stopped):
+            raise
+        print(f"{error}: to continue, type the same command again (exit status {stop.RESUME_ME})", file=sys.stderr)
+        sys.exit(stop.RESUME_ME)
 
 
 def train(options: argparse.Namespace) -> None:

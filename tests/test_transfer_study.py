@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import rows_of_three, write
+from conftest import call, rows_of_three, write
 from transformers import AutoModel
 
 from mmkt import cli, report
 from mmkt.config import check, read
 from mmkt.parts import ConfigError, Parts
+from mmkt.run import Run
 from mmkt.studies import transfer_report
 from mmkt.studies.transfer_gain import Cell, Transfer, part
 from mmkt.studies.transfer_results import gather
@@ -184,6 +185,25 @@ def test_a_rate_that_ends_in_nan_is_never_chosen(experiment, tmp_path):
     study["grids"] = [{"lr": [1e30], "seeds": [0]}]
     with pytest.raises(ConfigError, match=r"every learning rate of \(pretrained, full\) ended in a loss that is not finite"):
         made(study).carry_out()
+
+
+def test_a_study_stops_in_good_order(experiment, tmp_path, monkeypatch, capfd):
+    study = study_of(experiment, run=str(tmp_path / "runs"), grids=[{"methods": ["fpt"], "lr": [0.01], "seeds": [0]}], lr=None)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    plain = Run.log
+
+    def log(self, values):
+        plain(self, values)
+        if values["step"] == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", log)
+        status, _, err = call(capfd, "transfer", tmp_path / "study.yaml")
+    assert status == 75
+    assert "type the same command again" in err
+    assert call(capfd, "transfer", tmp_path / "study.yaml")[0] == 0
+    assert not gather(made(study)).unfinished
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "a/b", "2", "1/0"])
