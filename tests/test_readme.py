@@ -52,6 +52,7 @@ def desk(tmp_path_factory) -> Path:
         (folder / "configs/experiment").mkdir(parents=True, exist_ok=True)
         (folder / "configs/experiment" / file.name).write_text(yaml.safe_dump(config))
     study = yaml.safe_load((HOME / "configs/study/fsdd.yaml").read_text())
+    study["sources"] = {name: [*study["sources"][name], "model.encoders.audio.layers=1"] for name in ("pretrained", "random")}
     study |= {"grids": [{"sources": ["pretrained", "random"], "methods": ["fpt"], "lr": [0.001], "seeds": [0]}]}
     (folder / "configs/study").mkdir()
     (folder / "configs/study/fsdd.yaml").write_text(yaml.safe_dump(study))
