@@ -7,7 +7,15 @@ from pathlib import Path
 from mmkt import checkpoint
 
 # Not predictions.parquet: its labels and ids are the data's, which may not be ours to publish.
-FILES = ["README.md", "config.json", "vocabularies.json", "model.safetensors", "delta.json", "assets/**", "evaluation-*/metrics.jsonl"]
+FILES = [
+    "README.md",
+    "config.json",
+    "vocabularies.json",
+    "model.safetensors",
+    "delta.json",
+    "assets/**",
+    "evaluation-*/metrics.jsonl",
+]
 
 
 def push(folder: Path, name: str, *, private: bool = False) -> str:
