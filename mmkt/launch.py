@@ -102,6 +102,20 @@ def checkpoint_encoders(learner: Learner, plan: Sequence[Phase]) -> None:
                 raise ConfigError([("train.checkpointing", f"encoders.{m}: {error}")]) from error
 
 
+def refuse_idle(learner: Learner, plan: Sequence[Phase]) -> None:
+    """Refuse an adapter that no phase trains.
+
+    Raises:
+        ConfigError: it would stay as it is, and the body with it.
+    """
+    trained = set().union(*(learner.trained_in(phase) for phase in plan))
+    for m in learner.model.adapters:
+        name = f"encoders.{m}.{learner.model.encoders[m].backbone}".rstrip(".")
+        if not any(matches(other, name) for other in trained):
+            words = f"no phase trains it ({', '.join(phase.name for phase in plan)}): say transfer=full, or leave the adapter out"
+            raise ConfigError([(f"model.adapters.{m}", words)])
+
+
 def _scalar(value: Any) -> Any:
     """What every tracker takes as a setting: a number, a switch or text."""
     return value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
@@ -137,6 +151,7 @@ def train(
         raise
     except ValueError as error:
         raise ConfigError([(f"transfer ({config.transfer['name']})", str(error))]) from error
+    refuse_idle(setup.learner, plan)
     if config.train.checkpointing:
         checkpoint_encoders(setup.learner, plan)
     if dry:

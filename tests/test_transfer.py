@@ -101,6 +101,14 @@ def test_mistakes(data, config_file, capfd, transfer, words):
     assert re.search(words, refused(capfd, "train", config_file(data | {"transfer": transfer})))
 
 
+@pytest.mark.parametrize("transfer", ["probe", "fpt"])
+def test_an_adapter_that_no_phase_trains_is_refused(data, config_file, capfd, transfer):
+    data["model"]["adapters"] = {"text": "lora"}
+    said = refused(capfd, "train", config_file(data | {"transfer": transfer}))
+    assert f"model.adapters.text: no phase trains it ({transfer}): say transfer=full" in said
+    assert call(capfd, "train", config_file(data | {"transfer": "lp_ft"}), "--dry-run")[0] == 0
+
+
 def test_a_phase_says_what_trains(data, config_file, capfd):
     data["train"] = {"steps": 2, "lr": 0.01}
     _, _, err = call(capfd, "train", config_file(data | {"transfer": "probe"}))
