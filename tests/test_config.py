@@ -26,7 +26,7 @@ def test_defaults_are_written_out(tiny_settings):
     assert config.train.clip == 1.0
     assert config.model.fusion == {"name": "concat", "hidden": None, "dropout": 0.0}
     assert config.objectives["kind"]["weight"] == 1.0
-    assert config.transfer == {"name": "full", "frozen": [], "lr": {}}
+    assert config.transfer == {"name": "full", "frozen": [], "lr": {}, "layer_decay": 1.0}
 
 
 def test_three_mistakes_at_once_each_by_its_path(tiny_settings):

@@ -101,6 +101,7 @@ def test_the_tracker_is_told_every_setting(tiny_settings):
 # ---------------------------------------------------------------- the compiled forward
 
 
+@pytest.mark.slow  # a minute of tracing; every encoder and fusion is traced in its own test
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while it traces
 def test_compiled_training_has_the_losses_of_the_plain_one(tiny_settings, tmp_path, monkeypatch):
     calls, plain = [], torch.nn.Module.compile
@@ -111,7 +112,9 @@ def test_compiled_training_has_the_losses_of_the_plain_one(tiny_settings, tmp_pa
 
     monkeypatch.setattr(torch.nn.Module, "compile", quick)
     for name in ("plain", "compiled"):
-        launch.train(experiment(tiny_settings, f"run={tmp_path / name}", f"train.compile={name == 'compiled'}"))
+        # the pictures' network is traced in its encoder's own test
+        more = ["model.encoders.image=null", f"run={tmp_path / name}", f"train.compile={name == 'compiled'}"]
+        launch.train(experiment(tiny_settings, *more))
         torch._dynamo.reset()
     assert len(calls) == 1
     one, two = losses(tmp_path / "plain"), losses(tmp_path / "compiled")

@@ -92,7 +92,7 @@ def test_command(command, desk, capfd, monkeypatch):
         status, out, err = entered(command, capfd)
     elif command.startswith("accelerate launch "):  # its launcher starts the script in a process of its own
         monkeypatch.chdir(desk)
-        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        monkeypatch.setattr(sys, "argv", shlex.split(command, comments=True))
         capfd.readouterr()
         accelerate_cli.main()
         (out, err), status = capfd.readouterr(), 0

@@ -127,7 +127,7 @@ def aligning(data, tmp_path) -> dict:
     match = {"name": "match", "modality": "image", "texts": str(texts), "model": str(data["model"]["encoders"]["image"]["body"])}
     data["objectives"] = data["objectives"] | {"match": match}
     data["transfer"] = {"name": "align_then_refine", "share": 0.6, "patience": 2, "drop": 0.9}
-    data["train"] = {"steps": 10, "lr": 0.01, "log_every": 1, "evaluate_every": 100, "save_every": 1}
+    data["train"] = {"steps": 10, "lr": 0.01, "log_every": 1, "evaluate_every": 100}
     return data
 
 
@@ -303,7 +303,7 @@ def test_logits_have_the_gradient_of_hinton(data, teacher):
 
 @pytest.mark.parametrize("of", ["logits", "features", "relations"])
 def test_a_student_comes_to_agree_with_its_teacher(data, teacher, tmp_path, of):
-    data["train"] = {"steps": 40, "lr": 0.01, "evaluate_every": 40, "select": "loss"}
+    data["train"] = {"steps": 25, "lr": 0.01, "evaluate_every": 25, "select": "loss"}
     plain, told = (
         data | {"run": str(tmp_path / "plain")},
         distilling(data, teacher, of=of, weight=5.0) | {"run": str(tmp_path / of)},

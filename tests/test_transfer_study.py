@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html.parser
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -52,7 +51,7 @@ def study_of(experiment: Path, **changes) -> dict:
         "methods": {"fpt": ["transfer=fpt"], "full": ["transfer=full"]},
         "grids": [
             {"methods": ["full"], "lr": [0.01, 0.0001], "seeds": [0, 1]},
-            {"methods": ["fpt"], "lr": [0.01], "seeds": [0], "fractions": [1.0, 0.5]},
+            {"methods": ["fpt"], "lr": [0.01], "seeds": [0], "fractions": [0.5]},
         ],
         "lr": 0.01,
         "by": "kind",
@@ -95,7 +94,7 @@ def finished(experiment):
 def test_a_study_chooses_on_validation_and_reads_test_once(finished):
     transfer = finished
     cells = list(transfer.grids)
-    assert len(cells) == 6
+    assert len(cells) == 4
     for cell in cells:
         lr = transfer.chosen(cell)
         values = {key.lr: transfer.value(key, "validation") for key in transfer.sweep(cell)}
@@ -115,7 +114,7 @@ def test_the_report(finished, capsys, tmp_path):
     assert not results.unfinished
     assert [line.cell for line in results.lines] == list(finished.grids)
     gains = {(gain.method, gain.fraction): gain for gain in results.gains}
-    assert set(gains) == {("full", 1.0), ("fpt", 1.0), ("fpt", 0.5)}
+    assert set(gains) == {("full", 1.0), ("fpt", 0.5)}
     full = gains["full", 1.0]
     own = [[finished.value(key, "test") for key in finished.finals(Cell(s, "full", 1.0))] for s in ("pretrained", "random")]
     assert full.swept.mean == pytest.approx(np.mean(own[0]) - np.mean(own[1]))
@@ -123,18 +122,18 @@ def test_the_report(finished, capsys, tmp_path):
     assert full.fixed is not None
     lines = {line.cell: line for line in results.lines}
     body = sum(x.numel() for x in AutoModel.from_pretrained(finished_body(finished)).encoder.parameters())
-    everything, little = lines[Cell("pretrained", "full", 1.0)], lines[Cell("pretrained", "fpt", 1.0)]
+    everything, little = lines[Cell("pretrained", "full", 1.0)], lines[Cell("pretrained", "fpt", 0.5)]
     assert everything.trained == everything.numbers > body
     assert little.trained < everything.trained - 0.8 * body
     assert little.delta < everything.delta
     page = transfer_report.write(results)
     text = page.read_text()
-    assert text.count("<svg") == 5
+    assert text.count("<svg") == 4
     assert "http" not in text.replace("http://www.w3.org", "")  # nothing is fetched
     html.parser.HTMLParser().feed(text)
     assert "| pretrained, full |" in (page.parent / "report.md").read_text()
     data = json.loads((page.parent / "results.json").read_text())
-    assert len(data["cells"]) == 6
+    assert len(data["cells"]) == 4
     assert {row.study for row in report.read(page.parent / "metrics.jsonl")} == {"finished"}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study_of_run(finished)))
     cli.main(["transfer", str(tmp_path / "study.yaml"), "--report", "--json"])
@@ -155,17 +154,13 @@ def test_a_killed_study_ends_with_the_same_table(experiment, finished, tmp_path)
     grids = [{"methods": ["full"], "lr": [0.01], "seeds": [0, 1]}]
     study = study_of(experiment, run=str(tmp_path / "killed"), grids=grids, lr=None)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    command = [sys.executable, "-m", "mmkt.cli", "transfer", str(tmp_path / "study.yaml"), "--jobs", "2"]
+    command = [sys.executable, "-m", "mmkt.cli", "transfer", str(tmp_path / "study.yaml")]
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "killed").glob("*/last/state.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(job.pid, signal.SIGKILL)  # the parent alone: its workers must not go on
+    job.kill()
     job.wait()
-    time.sleep(2.5)
-    before = sorted((tmp_path / "killed").rglob("*"))
-    time.sleep(1.5)
-    assert sorted((tmp_path / "killed").rglob("*")) == before
     transfer = made(study)
     assert gather(transfer).unfinished
     transfer.carry_out()
@@ -216,3 +211,33 @@ def test_two_machines_share_the_cells(experiment, tmp_path):
     study = study_of(experiment, run=str(tmp_path / "runs"), grids=[{"methods": ["fpt"], "lr": [0.01], "seeds": [0]}], lr=None)
     made(study).carry_out(part=(2, 2))
     assert gather(made(study)).unfinished == [Cell("pretrained", "fpt", 1.0)]
+
+
+@pytest.mark.slow
+def test_several_at_once_and_a_worker_ends_with_its_parent(tmp_path):
+    """A study that is killed and typed again must find nobody at work in its folders."""
+    script = tmp_path / "crew.py"
+    script.write_text(
+        "import os, pathlib, sys, time\n"
+        "from mmkt.studies import runs\n"
+        "def work(training, threads):\n"
+        "    pathlib.Path(training, str(os.getpid())).touch()\n"
+        "    time.sleep(60)\n"
+        "runs._logged = work\n"
+        "if __name__ == '__main__':\n"
+        "    with runs.Crew(2) as crew:\n"
+        "        crew.run([(k, sys.argv[1]) for k in range(2)], lambda key: [])\n"
+    )
+    (tmp_path / "seen").mkdir()
+    job = subprocess.Popen([sys.executable, str(script), str(tmp_path / "seen")], start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "seen").iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = [int(file.name) for file in (tmp_path / "seen").iterdir()]
+    assert len(workers) == 2
+    job.kill()
+    job.wait()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
