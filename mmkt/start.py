@@ -61,6 +61,8 @@ def start(model: Model, path: Path | str) -> Started:
         CheckpointError: the checkpoint is missing or damaged, or nothing of it fits.
     """
     folder = locate(path)
+    if (folder / "delta.json").is_file():
+        raise checkpoint.CheckpointError(f"{path} is a delta, which has only what changed: mmkt convert {path} OUT makes it whole")
     tensors = checkpoint.read_tensors(folder / "model.safetensors")
     vocabularies = checkpoint.read_json(folder / "vocabularies.json")
     own = model.state_dict()
