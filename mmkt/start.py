@@ -62,14 +62,13 @@ def start(model: Model, path: Path | str) -> Started:
     """
     folder = locate(path)
     if (folder / "delta.json").is_file():
-        raise checkpoint.CheckpointError(f"{path} is a delta, which has only what changed: mmkt convert {path} OUT makes it whole")
+        raise checkpoint.CheckpointError(
+            f"{path} is a delta, which has only what changed: mmkt convert {path} OUT makes it whole"
+        )
     tensors = checkpoint.read_tensors(folder / "model.safetensors")
     vocabularies = checkpoint.read_json(folder / "vocabularies.json")
     own = model.state_dict()
-    for name in own:  # a layer that an adapter goes around here stood by itself there
-        plain = name.replace(".base_layer.", ".")
-        if name not in tensors and plain in tensors:
-            tensors[name] = tensors.pop(plain)
+    tensors = _under_adapters(tensors, own, path)
     found = Started(str(path), [], {}, [], [name for name in tensors if name not in own], {}, [])
     constants = {name for name, _ in model.named_buffers() if not name.endswith(RUNNING)}
     with torch.no_grad():
@@ -93,12 +92,32 @@ def start(model: Model, path: Path | str) -> Started:
             found.new.append(name)
             if theirs is not None and theirs.shape != mine.shape:
                 found.shapes[name] = tuple(theirs.shape), tuple(mine.shape)
+    for m, adapter in model.adapters.items():
+        body = f"encoders.{m}.{model.encoders[m].backbone}".rstrip(".")
+        if not any(name.startswith(f"{body}.") and name not in model.held for name in found.kept):
+            adapter.renew(model.encoders[m])
     if not (found.kept or found.classes):
         raise checkpoint.CheckpointError(
             f"nothing of {path} fits this model, whose parts are {', '.join(dict.fromkeys(map(_part, own)))}; "
             f"the checkpoint has {', '.join(dict.fromkeys(map(_part, tensors)))}: leave model.start out, or name modalities alike"
         )
     return found
+
+
+def _under_adapters(tensors: dict[str, Tensor], own: Mapping[str, Tensor], path: Path | str) -> dict[str, Tensor]:
+    """Tensors by the names that they have here: some adapters put a body's layers into layers of theirs.
+
+    Raises:
+        CheckpointError: they have such adapters there and not here, so that the weights alone would be another model.
+    """
+    wrapped = {name.replace(".base_layer.", "."): name for name in own if ".base_layer." in name}
+    bare = [name for name in tensors if ".base_layer." in name and name not in own and name.replace(".base_layer.", ".") in own]
+    if bare:
+        raise checkpoint.CheckpointError(
+            f"{path} has adapters that this model has not ({bare[0]} is a layer in one): work them into the weights first "
+            f"(mmkt convert {path} MERGED --merge), or give the same adapter in model.adapters"
+        )
+    return {wrapped[name] if name in wrapped and wrapped[name] not in tensors else name: x for name, x in tensors.items()}
 
 
 def _part(name: str) -> str:

@@ -371,6 +371,9 @@ class Adapter(ABC):
             ValueError: the encoder's family has no preset and no targets are given, or a target matches nothing.
         """
 
+    def renew(self, encoder: Encoder) -> None:  # noqa: B027 - most have nothing to make
+        """Other weights came into the body after ``apply``, and none into this: make again what is made of them."""
+
     def merge(self, encoder: Encoder) -> None:
         """Work the change into the body's own weights and names, in place."""
         raise ValueError(f"{type(self).__name__} cannot be merged into the body's own weights")

@@ -18,6 +18,7 @@ from mmkt.heads.classify import Classify
 from mmkt.learner import Learner
 from mmkt.model import Model
 from mmkt.optim import groups
+from mmkt.start import start
 from mmkt.transfer.fpt import Fpt
 from mmkt.types import Phase
 
@@ -238,3 +239,36 @@ def test_fpt_beside_an_adapter(tiny_settings, name, trained):
     learner = launch.build(experiment(tiny_settings, f"model.adapters={{text: {name}}}")).learner
     (phase,) = Fpt().phases(learner, 2)
     assert len([n for n in learner.trained_in(phase) if n.startswith("encoders.text.")]) == trained
+
+
+def _moved(model: Model) -> Model:
+    """Every parameter takes another value."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "prefix"])
+def test_starting_a_body_under_an_adapter_from_one_without(tiny_settings, tmp_path, name):
+    old = _moved(Model.as_drawn(experiment(tiny_settings), KIND))
+    old.save_pretrained(tmp_path / "old")
+    model = Model.as_drawn(experiment(tiny_settings, f"model.adapters.text={name}"), KIND).eval()
+    assert not start(model, tmp_path / "old").dropped
+    with torch.no_grad():  # DoRA's magnitudes are those of the new weights
+        torch.testing.assert_close(logits(model), logits(old), atol=1e-5, rtol=0)
+
+
+def test_starting_with_the_same_adapter_keeps_it_and_without_is_refused(tiny_settings, tmp_path):
+    dora = "model.adapters.text={name: dora, r: 2}"
+    old = _moved(Model.as_drawn(experiment(tiny_settings, dora), KIND))
+    old.save_pretrained(tmp_path / "old")
+    model = Model.as_drawn(experiment(tiny_settings, dora, "seed=3"), KIND)
+    start(model, tmp_path / "old")
+    assert all(torch.equal(x, old.state_dict()[n]) for n, x in model.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"has adapters that this model has not .* --merge\)"):
+        start(Model.as_drawn(experiment(tiny_settings), KIND), tmp_path / "old")
+    old.save_pretrained(tmp_path / "delta", delta=True)
+    with pytest.raises(CheckpointError, match=r"is a delta, which has only what changed: mmkt convert .* makes it whole"):
+        start(model, tmp_path / "delta")

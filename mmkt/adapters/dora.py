@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 from peft import LoraConfig, LoraModel
+from peft.tuners.lora import LoraLayer
 from pydantic import Field
 
 from mmkt.adapters import _peft
@@ -47,6 +49,17 @@ class Dora(Adapter):
         """A, B and the lengths train."""
         names = layers_of(encoder, self.roles, self.targets)
         return _peft.inject(encoder, LoraModel, LoraConfig, names, **self.settings)[0]
+
+    def renew(self, encoder: Encoder) -> None:
+        """Make m the rows' lengths in the weights that are there now."""
+        for module in encoder.modules():
+            if isinstance(module, LoraLayer):
+                made: Any = module.lora_magnitude_vector["default"]
+                kept, a, b = made.weight, module.lora_A["default"].weight, module.lora_B["default"].weight
+                made.update_layer(base_layer=module.get_base_layer(), lora_A=a, lora_B=b, scaling=module.scaling["default"])
+                with torch.no_grad():
+                    kept.copy_(made.weight)
+                made.weight = kept
 
     def merge(self, encoder: Encoder) -> None:
         """Write the scaled rows into the weights."""
