@@ -42,7 +42,12 @@ LONG = (
     "test_cli",
     "test_train",
     "test_stop",
-    "test_seeds",
+    "test_transfer_study",
+    "test_strangers",
+    "test_desk",
+    "test_transfer",
+    "test_adapters_model",
+    "test_encoders_hf",
 )
 
 

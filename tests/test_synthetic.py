@@ -219,6 +219,7 @@ def test_trained_on_rows_that_lack_some_or_all(tmp_path):
     assert [encoder.width for encoder in model.encoders.values()] == [9, 8]
 
 
+@pytest.mark.slow  # half a minute; conformance trains on the same tasks
 def test_a_model_comes_near_the_ceiling_and_not_above(tmp_path):
     source = {"task": "xor", "strength": 2.0, "dim": 4, "rows": 6000, "validation": 1000, "test": 4000}
     figures = launch.train(experiment(recipe(tmp_path, source, steps=300, lr=6e-3)))

@@ -50,7 +50,7 @@ def study_of(experiment: Path, **changes) -> dict:
         "sources": {"pretrained": [], "random": ["model.encoders.image.weights=random"]},
         "methods": {"fpt": ["transfer=fpt"], "full": ["transfer=full"]},
         "grids": [
-            {"methods": ["full"], "lr": [0.01, 0.0001], "seeds": [0, 1]},
+            {"methods": ["full"], "lr": [0.01, 1e-7], "seeds": [0, 1]},
             {"methods": ["fpt"], "lr": [0.01], "seeds": [0], "fractions": [0.5]},
         ],
         "lr": 0.01,
@@ -69,7 +69,7 @@ def test_shipped_studies(file):
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-    ({"lr": 0.5}, "lr: 0.5 is in no grid; it is one of 0.0001, 0.01"),
+    ({"lr": 0.5}, "lr: 0.5 is in no grid; it is one of 1e-07, 0.01"),
     ({"metric": "kin/accuracy"}, "no task 'kin'; did you mean 'kind'"),
     ({"metric": "kind/mae"}, "metric: 'mae' does not judge kind"),
     ({"grids": [{"lr": [0.1], "sources": ["pretraind"]}]}, "grids.0.sources: there is no 'pretraind'; did you mean 'pretrained'"),
