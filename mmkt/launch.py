@@ -68,7 +68,7 @@ def build(config: Experiment) -> Setup:
     if config.model.start is not None:
         distributed.say(start(model, config.model.start))
     learner = Learner.from_config(config, model, feed.domains, config.plugins)
-    resources = Resources(partial(answers, config=config, manifest=manifest, rows=_used(feed, config)), column)
+    resources = Resources(partial(answers, config=config, manifest=manifest, rows=_learned(feed, config)), column)
     for name, objective in learner.objectives.items():
         try:
             objective.prepare(learner, resources)
@@ -86,8 +86,12 @@ def _drawn(config: Experiment, manifest: Manifest, parts: Parts) -> Model:
 
 def _used(feed: Feed, config: Experiment) -> np.ndarray:
     """Numbers of the rows that training and its evaluation read, ascending."""
-    streams = [stream.split for stream in config.data.streams.values()]
-    names = {config.data.train, config.data.validation, config.evaluate.split, *streams} - {None}
+    return np.union1d(_learned(feed, config), feed.rows(config.evaluate.split))
+
+
+def _learned(feed: Feed, config: Experiment) -> np.ndarray:
+    """Numbers of the rows that objectives see, ascending: those that train or validate."""
+    names = {config.data.train, config.data.validation, *(stream.split for stream in config.data.streams.values())} - {None}
     return np.unique(np.concatenate([feed.rows(name) for name in names if name]))
 
 

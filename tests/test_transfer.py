@@ -301,40 +301,37 @@ def test_logits_have_the_gradient_of_hinton(data, teacher):
     assert [classes[k] for k in told.argmax(1)] == [answer["kind"]["prediction"] for answer in answers]
 
 
-@pytest.mark.parametrize("of", ["logits", "features", "relations"])
-def test_a_student_comes_to_agree_with_its_teacher(data, teacher, tmp_path, of):
+@pytest.fixture(scope="module")
+def untaught(tmp_path_factory, tiny_manifest, tiny_bert) -> dict:
+    """The model of a student that had no teacher."""
+    data = borrowing(tiny_manifest, tiny_bert, tmp_path_factory.mktemp("untaught") / "run")
     data["train"] = {"steps": 25, "lr": 0.01, "evaluate_every": 25, "select": "loss"}
-    plain, told = (
-        data | {"run": str(tmp_path / "plain")},
-        distilling(data, teacher, of=of, weight=5.0) | {"run": str(tmp_path / of)},
-    )
+    launch.train(experiment(data))
+    return load_file(Path(data["run"]) / "best/model.safetensors")
+
+
+@pytest.mark.parametrize("of", ["logits", "features", "relations"])
+def test_a_student_comes_to_agree_with_its_teacher(data, teacher, untaught, of):
+    data["train"] = {"steps": 25, "lr": 0.01, "evaluate_every": 25, "select": "loss"}
+    told = distilling(data, teacher, of=of, weight=5.0)
     told["objectives"]["kind"] = told["objectives"]["kind"] | {"weight": 0.01}
-    value = {}
-    for name, one in (("plain", plain), ("told", told)):
-        launch.train(experiment(one))
-        setup = launch.build(experiment(told))
-        setup.learner.model.load_state_dict(load_file(Path(one["run"]) / "best/model.safetensors"))
-        if name == "told":
-            kept = load_file(Path(one["run"]) / "last/learner.safetensors")
-            own = {n.removeprefix("objectives.teacher."): x for n, x in kept.items() if n.startswith("objectives.teacher.")}
-            setup.learner.objectives["teacher"].load_state_dict(own, strict=False)
+    launch.train(experiment(told))
+    setup = launch.build(experiment(told))
+    model, objective, apart = setup.learner.model, setup.learner.objectives["teacher"], {}
+    for name, tensors in (("plain", untaught), ("told", load_file(Path(told["run"]) / "best/model.safetensors"))):
+        model.load_state_dict(tensors)
         if of == "features":  # a map is learned beside: agreement is what a fresh linear fit explains
-            table = predict(setup.learner.model, setup.feed, setup.feed.rows("train"), vectors=True).table
+            table = predict(model, setup.feed, setup.feed.rows("train"), vectors=True).table
             x = torch.tensor(table["vector.fused"].to_pylist())
-            y = setup.learner.objectives["teacher"].target[
-                setup.learner.objectives["teacher"].place[torch.tensor(table["row"].to_pylist())]
-            ]
-            x1 = torch.cat([x, torch.ones(len(x), 1)], 1)
-            ridge = torch.linalg.solve(x1.T @ x1 + 1.0 * torch.eye(x1.shape[1]), x1.T @ y)
-            value[name] = float((x1 @ ridge - y).square().mean())
-            continue
-        total = 0.0
-        with torch.no_grad():
-            for batch in setup.feed.evaluation(setup.feed.rows("train")):
-                model = setup.learner.model.eval()
-                total += float(setup.learner.objectives["teacher"](model, batch, model(batch)))
-        value[name] = total
-    assert value["told"] < 0.8 * value["plain"]
+            y = objective.target[objective.place[torch.tensor(table["row"].to_pylist())]]
+            x = torch.cat([x, torch.ones(len(x), 1)], 1)
+            fit = torch.linalg.solve(x.T @ x + torch.eye(x.shape[1]), x.T @ y)
+            apart[name] = float((x @ fit - y).square().mean())
+        else:
+            with torch.no_grad():
+                batches = setup.feed.evaluation(setup.feed.rows("train"))
+                apart[name] = sum(float(objective(model, batch, model.eval()(batch))) for batch in batches)
+    assert apart["told"] < 0.8 * apart["plain"]
 
 
 def test_relations_by_hand():
@@ -356,6 +353,39 @@ def test_relations_by_hand():
 def test_teachers_that_cannot_teach(data, teacher, more, words):
     with pytest.raises(ValueError, match=words):
         launch.build(experiment(distilling(data, teacher, **more)))
+
+
+def test_a_teacher_answers_in_the_students_unit(data, tmp_path):
+    """Each standardises by its own training split: what counts is the value."""
+    data["model"]["heads"], data["objectives"] = {"size": "regress"}, {"size": {"name": "regress", "task": "size"}}
+    data["train"] = {"steps": 1}
+    launch.train(experiment(data))
+    rows = rows_of_three(120)
+    metres = [row | {"size": 100 * row["size"] + 7} for row in rows]
+    data["data"] = data["data"] | {"manifest": str(write(metres, tmp_path / "metres.parquet"))}
+    whom = Path(data["run"]) / "best"
+    setup = launch.build(experiment(distilling(data, whom)))
+    objective, head = setup.learner.objectives["teacher"], setup.learner.model.heads["size"]
+    assert len(objective.target) == 96  # what trains or validates; the test split is not read
+    told = head.decode(objective.target[objective.place[:5]])["prediction"]
+    asked = Model.from_pretrained(whom).predict([{m: row[m] for m in ("text", "image")} for row in rows[:5]])
+    assert told == pytest.approx([answer["size"]["prediction"] for answer in asked], abs=1e-4)
+
+
+def test_a_teacher_without_the_task_or_with_another_kind_of_head(data, teacher, tmp_path):
+    data["model"]["heads"] = {"kind": "classify", "size": "regress"}
+    with pytest.raises(ConfigError, match=r"objectives.teacher: task: the teacher .* answers kind, not 'size'; say of: features"):
+        launch.build(experiment(distilling(data, teacher, task="size")))
+    rows = [row | {"kind": [row["kind"]]} for row in rows_of_three(60)]
+    data["model"]["heads"], data["objectives"] = {"kind": "tag"}, {"kind": {"name": "tag", "task": "kind"}}
+    data["data"] = data["data"] | {"manifest": str(write(rows, tmp_path / "tags.parquet"))}
+    with pytest.raises(ConfigError, match="the task's heads are of two kinds"):
+        launch.build(experiment(distilling(data, teacher)))
+    rows = [{name: cell for name, cell in row.items() if name != "text"} for row in rows]
+    data["data"] = data["data"] | {"manifest": str(write(rows, tmp_path / "textless.parquet"))}
+    del data["model"]["encoders"]["text"]
+    with pytest.raises(ConfigError, match="reads text, of which the manifest has none: add a column"):
+        launch.build(experiment(distilling(data, teacher)))
 
 
 def test_other_classes_are_refused_and_another_order_is_not(data, teacher, tmp_path):

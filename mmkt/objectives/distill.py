@@ -79,7 +79,7 @@ class Distill(Objective):
             if self.task not in answers.logits:
                 known = ", ".join(answers.logits) or "no task"
                 raise ValueError(f"task: the teacher {self.teacher} answers {known}, not {self.task!r}; say of: features")
-            target = _ordered(
+            target = _translated(
                 answers.logits[self.task], answers.vocabularies[self.task], learner.model.heads[self.task].vocabulary
             )
         if self.of == "features":
@@ -129,8 +129,13 @@ def _distances_and_angles(x: Tensor, every: Tensor) -> tuple[Tensor, Tensor]:
     return distances / mean, unit @ unit.transpose(1, 2)
 
 
-def _ordered(logits: Tensor, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Tensor:
-    """A teacher's logits in the student's order of classes."""
+def _translated(logits: Tensor, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Tensor:
+    """A teacher's logits in the student's terms: its order of classes, its unit of a number."""
+    if theirs.keys() != ours.keys():
+        found = f"the teacher's has {', '.join(theirs)}, the student's {', '.join(ours)}"
+        raise ValueError(f"the task's heads are of two kinds ({found}): give it one kind of head, or say of: features")
+    if "std" in ours:  # of a regression, each in standard deviations of its own training split
+        return (logits * theirs["std"] + theirs["mean"] - ours["mean"]) / ours["std"]
     before, now = theirs.get("classes"), ours.get("classes")
     if before == now:
         return logits
