@@ -40,6 +40,9 @@ WHISPER |= {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "num_mel_bins": 8, "vo
 WHISPER |= {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 0, "dropout": 0.0}
 GROUPED = SIZES | {"num_key_value_heads": 1}
 CLIP = {"text_config": SIZES, "vision_config": PICTURE, "projection_dim": 12}
+WINDOWS = {"embed_dim": 16, "depths": [1], "num_heads": [2], "window_size": 2, "mlp_ratio": 1.5, "drop_path_rate": 0.0}
+HEARING = {"patch_embeds_hidden_size": 16, "hidden_size": 32, "depths": [1, 1], "num_attention_heads": [2, 2], "num_mel_bins": 16}
+HEARING |= {"spec_size": 64, "window_size": 4, "patch_size": 4, "patch_stride": [4, 4], "projection_dim": 12}
 CONFIGS = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), (SIZES, TEXT)),
     "electra": (SIZES | {"embedding_size": 8}, TEXT),
@@ -47,17 +50,21 @@ CONFIGS = {
                     "attention_dropout": 0.0}, TEXT),
     "gpt2": ({"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 20, "vocab_size": 50, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
               "resid_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 2}, TEXT),
+    "mpnet": (SIZES, TEXT),
     **dict.fromkeys(("llama", "qwen2"), (GROUPED, TEXT)),
-    **dict.fromkeys(("mistral", "qwen3"), (GROUPED | {"head_dim": 8}, TEXT)),
+    **dict.fromkeys(("mistral", "qwen3", "gemma"), (GROUPED | {"head_dim": 8}, TEXT)),
     "clip": (CLIP, TEXT),
     "siglip": (CLIP, TEXT),
+    "chinese_clip": (CLIP, TEXT),
+    "clap": (CLIP | {"audio_config": HEARING}, TEXT),
     **dict.fromkeys(("wav2vec2", "hubert", "wavlm"), (WAVES, SOUND)),
     "whisper": (WHISPER, {"input_features": torch.rand(2, 8, 16)}),
     "audio-spectrogram-transformer": (SIZES | {"num_mel_bins": 16, "max_length": 32, "patch_size": 8},
                                       {"input_values": torch.rand(2, 32, 16)}),
     "vit": (PICTURE, PIXELS),
     "dinov2": (PICTURE | {"mlp_ratio": 2}, PIXELS),
-    "VisionTransformer": (None, {"x": PIXELS["pixel_values"]}),
+    "swin": (WINDOWS | {"image_size": 16, "patch_size": 4}, PIXELS),
+    **dict.fromkeys(("VisionTransformer", "SwinTransformer"), (None, {"x": PIXELS["pixel_values"]})),
     "mmkt": (None, {"waveform": SOUND["input_values"].repeat(1, 10), "lengths": torch.tensor([800, 500])}),
 }  # fmt: skip
 # query, key, value, attention_out, up, down
@@ -68,12 +75,18 @@ LAYERS = {
     "distilbert": "transformer.layer.0.attention.q_lin transformer.layer.0.attention.k_lin transformer.layer.0.attention.v_lin "
     "transformer.layer.0.attention.out_lin transformer.layer.0.ffn.lin1 transformer.layer.0.ffn.lin2",
     "gpt2": "h.0.attn.c_attn h.0.attn.c_attn h.0.attn.c_attn h.0.attn.c_proj h.0.mlp.c_fc h.0.mlp.c_proj",
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), (
+    "mpnet": "encoder.layer.0.attention.attn.q encoder.layer.0.attention.attn.k encoder.layer.0.attention.attn.v "
+    "encoder.layer.0.attention.attn.o encoder.layer.0.intermediate.dense encoder.layer.0.output.dense",
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), (
         "layers.0.self_attn.q_proj layers.0.self_attn.k_proj layers.0.self_attn.v_proj layers.0.self_attn.o_proj "
         "layers.0.mlp.gate_proj+layers.0.mlp.up_proj layers.0.mlp.down_proj")),
     **dict.fromkeys(("clip", "siglip"), (
         "tower.encoder.layers.0.self_attn.q_proj tower.encoder.layers.0.self_attn.k_proj tower.encoder.layers.0.self_attn.v_proj "
         "tower.encoder.layers.0.self_attn.out_proj tower.encoder.layers.0.mlp.fc1 tower.encoder.layers.0.mlp.fc2")),
+    **dict.fromkeys(("chinese_clip", "clap"), (
+        "tower.encoder.layer.0.attention.self.query tower.encoder.layer.0.attention.self.key "
+        "tower.encoder.layer.0.attention.self.value tower.encoder.layer.0.attention.output.dense "
+        "tower.encoder.layer.0.intermediate.dense tower.encoder.layer.0.output.dense")),
     **dict.fromkeys(("wav2vec2", "hubert"), (
         "encoder.layers.0.attention.q_proj encoder.layers.0.attention.k_proj encoder.layers.0.attention.v_proj "
         "encoder.layers.0.attention.out_proj encoder.layers.0.feed_forward.intermediate_dense "
@@ -88,6 +101,11 @@ LAYERS = {
     "encoder.layer.0.attention.o_proj encoder.layer.0.mlp.fc1 encoder.layer.0.mlp.fc2",
     "VisionTransformer": "blocks.0.attn.qkv blocks.0.attn.qkv blocks.0.attn.qkv blocks.0.attn.proj blocks.0.mlp.fc1 "
     "blocks.0.mlp.fc2",
+    "swin": "encoder.layers.0.blocks.0.attention.q_proj encoder.layers.0.blocks.0.attention.k_proj "
+    "encoder.layers.0.blocks.0.attention.v_proj encoder.layers.0.blocks.0.attention.o_proj "
+    "encoder.layers.0.blocks.0.mlp.fc1 encoder.layers.0.blocks.0.mlp.fc2",
+    "SwinTransformer": "layers.0.blocks.0.attn.qkv layers.0.blocks.0.attn.qkv layers.0.blocks.0.attn.qkv "
+    "layers.0.blocks.0.attn.proj layers.0.blocks.0.mlp.fc1 layers.0.blocks.0.mlp.fc2",
     "mmkt": "blocks.0.attention.q blocks.0.attention.k blocks.0.attention.v blocks.0.attention.o blocks.0.fc1 blocks.0.fc2",
 }  # fmt: skip
 
@@ -111,16 +129,25 @@ class Plain(Encoder):
     processor = blank = None
 
 
-def encoder_of(kind: str, layers: int = 1) -> Encoder:
+SIDES = ("clip", "siglip", "chinese_clip", "clap")
+TIMM = {
+    "VisionTransformer": ("test_vit", {"img_size": 16, "patch_size": 8, "embed_dim": 16, "num_heads": 2, "depth": 1}),
+    "SwinTransformer": (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depths": (1,), "num_heads": (2,), "window_size": 2},
+    ),
+}
+
+
+def encoder_of(kind: str, side: str = "text") -> Encoder:
     torch.manual_seed(0)
     settings = CONFIGS[kind][0]
     if kind == "mmkt":
-        return Spectrogram({}, None, rate=8000, seconds=0.1, mels=8, width=16, layers=layers, heads=2).eval()
-    if kind == "VisionTransformer":
-        options = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "num_heads": 2, "depth": layers, "num_classes": 0}
-        return Plain(timm.create_model("test_vit", **options)).eval()
+        return Spectrogram({}, None, rate=8000, seconds=0.1, mels=8, width=16, layers=1, heads=2).eval()
+    if kind in TIMM:
+        return Plain(timm.create_model(TIMM[kind][0], **TIMM[kind][1], num_classes=0)).eval()
     body = AutoModel.from_config(AutoConfig.for_model(kind, **settings))
-    body = Tower(body, "text", False) if kind in ("clip", "siglip") else body.encoder if kind == "whisper" else body
+    body = Tower(body, side, False) if kind in SIDES else body.encoder if kind == "whisper" else body
     if getattr(body, "pooler", None) is not None:
         body.pooler = None
     if kind == "gpt2" or "num_key_value_heads" in settings:
@@ -201,7 +228,9 @@ ALIKE = (
     "mistral",
     "qwen2",
     "hubert",
+    "gemma",
     "siglip",
+    "chinese_clip",
     "audio-spectrogram-transformer",
 )
 
@@ -220,8 +249,9 @@ def test_an_adapter_on_a_family(name, kind):
     if name not in ("bitfit", "norms"):
         assert trains == names_of(name, kind)
     start = encoder(inputs).pooled
-    # torch's attention, which WavLM calls, adds in another order where its weights need no gradient
-    assert torch.allclose(start, original, atol=1e-6) if kind == "wavlm" else torch.equal(start, original)
+    # of two families attention adds in another order where its weights need no gradient
+    reordered = kind in ("wavlm", "swin")
+    assert torch.allclose(start, original, atol=1e-6) if reordered else torch.equal(start, original)
     assert sorted(n for stage in encoder.stages() for n in stage) == sorted(n for n, _ in encoder.named_parameters())
     stir(encoder, trains)
     changed = encoder(inputs).pooled
@@ -244,7 +274,28 @@ def test_an_adapter_on_a_family(name, kind):
         assert torch.allclose(encoder.train(mode)(inputs).pooled, changed, atol=1e-5)
 
 
-PREFIXED = set(CONFIGS) - {"gpt2", "llama", "mistral", "qwen2", "qwen3", "wavlm", "VisionTransformer"}
+LINES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma")
+PREFIXED = set(CONFIGS) - {*LINES, "mpnet", "wavlm", "swin", "clap", "VisionTransformer", "SwinTransformer"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "named"),
+    [
+        ("clip", "image", "tower.encoder.layers.0.self_attn.q_proj"),
+        ("chinese_clip", "image", "tower.encoder.layers.0.self_attn.q_proj"),
+        ("clap", "audio", "tower.audio_encoder.layers.{}.blocks.0.attention.self.query"),
+    ],
+)
+def test_the_other_side_of_a_model(kind, side, named):
+    found = presets.layers_of(encoder_of(kind, side=side), ["query"], None)
+    assert found == list(dict.fromkeys(named.format(k) for k in range(2)))
+
+
+def test_pairs_of_a_body_whose_blocks_stand_in_stages():
+    encoder = encoder_of("clap", side="audio")
+    start = "tower.audio_encoder.layers.{}.blocks.0."
+    ends = [(f"{start}attention.output.dense".format(k), f"{start}output.dense".format(k)) for k in range(2)]
+    assert presets.pairs(encoder, "attention_out", "down") == ends
 
 
 def test_biases_and_norms_by_name():

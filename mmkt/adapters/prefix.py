@@ -15,8 +15,8 @@ from mmkt.types import Adapter, Encoder
 
 # whose query layer gives what is compared with keys, head by head: no rotation or norm comes after it
 FAMILIES = (
-    *("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "clip", "siglip", "wav2vec2", "hubert", "whisper"),
-    *("audio-spectrogram-transformer", "vit", "dinov2", "mmkt"),
+    *("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "clip", "siglip", "chinese_clip"),
+    *("wav2vec2", "hubert", "whisper", "audio-spectrogram-transformer", "vit", "dinov2", "mmkt"),
 )
 
 

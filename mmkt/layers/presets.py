@@ -23,36 +23,43 @@ def _preset(block: str, *layers: str) -> dict[Role, str]:
     return {role: start + layer.replace(".", r"\.") for role, layer in zip(NAMES, layers)}
 
 
-BERT = _preset(
-    "encoder.layer",
-    *(f"attention.self.{x}" for x in ("query", "key", "value")),
-    "attention.output.dense",
-    "intermediate.dense",
-    "output.dense",
-)
-ATTENTION = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
-SELF = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-LLAMA = _preset("layers", *SELF, "self_attn.o_proj", "mlp.(?:gate|up)_proj", "mlp.down_proj")
-TOWER = _preset("tower.encoder.layers", *SELF, "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
-WAVES = _preset(
-    "encoder.layers", *ATTENTION, "attention.out_proj", "feed_forward.intermediate_dense", "feed_forward.output_dense"
-)
+def _either(*sides: dict[Role, str]) -> dict[Role, str]:
+    """Of a family whose bodies are of several kinds."""
+    return {role: "|".join(side[role] for side in sides) for role in NAMES}
+
+
+QKV: tuple[str, ...] = ("attention.self.query", "attention.self.key", "attention.self.value")
+BERT = (*QKV, "attention.output.dense", "intermediate.dense", "output.dense")
+QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
+WAVES = _preset("encoder.layers", *QKV, "attention.out_proj", "feed_forward.intermediate_dense", "feed_forward.output_dense")
+VIT = (*QKV, "attention.o_proj", "mlp.fc1", "mlp.fc2")
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+LLAMA = _preset("layers", *QKV, "self_attn.o_proj", "mlp.(?:gate|up)_proj", "mlp.down_proj")
+CLIP = _preset("tower.encoder.layers", *QKV, "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
+WHISPER = _preset("layers", *QKV, "self_attn.out_proj", "fc1", "fc2")
+QKV = ("attention.attn.q", "attention.attn.k", "attention.attn.v")
+MPNET = _preset("encoder.layer", *QKV, "attention.attn.o", "intermediate.dense", "output.dense")
+# one layer makes queries, keys and values
+GPT2 = ("attn.c_attn", "attn.c_attn", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+TIMM = ("attn.qkv", "attn.qkv", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 PRESETS: dict[str, dict[Role, str]] = {
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), BERT),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _preset("encoder.layer", *BERT)),
+    "mpnet": MPNET,
     "distilbert": _preset("transformer.layer", *(f"attention.{x}_lin" for x in ("q", "k", "v", "out")), "ffn.lin1", "ffn.lin2"),
-    # one layer makes queries, keys and values
-    "gpt2": _preset("h", "attn.c_attn", "attn.c_attn", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), LLAMA),
-    **dict.fromkeys(("clip", "siglip"), TOWER),
+    "gpt2": _preset("h", *GPT2),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), LLAMA),
+    **dict.fromkeys(("clip", "siglip"), CLIP),
+    "chinese_clip": _either(_preset("tower.encoder.layer", *BERT), CLIP),
+    "clap": _either(_preset("tower.encoder.layer", *BERT), _preset(r"tower.audio_encoder.layers.\d+.blocks", *BERT)),
     **dict.fromkeys(("wav2vec2", "hubert"), WAVES),
     # torch's function for its attention reads the layers' weights without running them: no adapter would be heard
     "wavlm": {role: pattern for role, pattern in WAVES.items() if role in ("up", "down")},
-    "whisper": _preset("layers", *SELF, "self_attn.out_proj", "fc1", "fc2"),
-    **dict.fromkeys(
-        ("audio-spectrogram-transformer", "vit"), _preset("layers", *ATTENTION, "attention.o_proj", "mlp.fc1", "mlp.fc2")
-    ),
-    "dinov2": _preset("encoder.layer", *ATTENTION, "attention.o_proj", "mlp.fc1", "mlp.fc2"),
-    "VisionTransformer": _preset("blocks", "attn.qkv", "attn.qkv", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
+    "whisper": WHISPER,
+    **dict.fromkeys(("audio-spectrogram-transformer", "vit"), _preset("layers", *VIT)),
+    "dinov2": _preset("encoder.layer", *VIT),
+    "swin": _preset(r"encoder.layers.\d+.blocks", *VIT),
+    "VisionTransformer": _preset("blocks", *TIMM),
+    "SwinTransformer": _preset(r"layers.\d+.blocks", *TIMM),
     "mmkt": _preset("blocks", *(f"attention.{x}" for x in "qkvo"), "fc1", "fc2"),
 }
 
@@ -140,7 +147,7 @@ def pairs(encoder: Encoder, first: Role, last: Role) -> list[tuple[str, str]]:
 
 
 def _block(name: str) -> str:
-    return name[: re.search(r"\.\d+\.", name).end()]  # type: ignore[union-attr]
+    return name[: re.match(r".*\.\d+\.", name).end()]  # type: ignore[union-attr]
 
 
 def parameters_of(encoder: Encoder, names: Sequence[str], targets: Sequence[str] | None) -> set[str]:
