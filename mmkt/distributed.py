@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def rank() -> int:
@@ -64,12 +62,13 @@ def wait() -> None:
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether each process holds its share of a module's parameters alone (see ``sharding``)."""
-    return isinstance(module, FSDPModule)
+    return hasattr(module, "reshard")  # torch's FSDPModule: that import alone takes every process half a second
 
 
 def whole(x: Tensor) -> Tensor:
     """The tensor itself, or all of one that is sharded: then every process asks for it."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
+    full: Callable[[], Tensor] | None = getattr(x, "full_tensor", None)
+    return full() if full else x
 
 
 def collected(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -84,7 +83,10 @@ def collected(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def placed_like(x: Tensor, other: Tensor) -> Tensor:
     """A whole tensor, which every process has, on the device of another and sharded as that one is."""
-    if isinstance(other, DTensor):
+    if hasattr(other, "full_tensor"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(other, DTensor)
         return distribute_tensor(x.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
     return x.to(other.device)
 

@@ -20,7 +20,6 @@ from mmkt.parts import ConfigError, Parts
 from mmkt.resume import Progress
 from mmkt.run import Run
 from mmkt.score import About, score
-from mmkt.sharding import shard
 from mmkt.stop import Stopped
 from mmkt.telemetry import Meter, Speed, TrainingError, Watch, better
 from mmkt.types import Batch, Phase, Transfer
@@ -57,6 +56,8 @@ def fit(
     if accelerator.is_fsdp2:
         if train.compile:  # tried on two processes: no step was done within minutes
             raise ConfigError([("train.compile", "does not go with FSDP2: leave it out, or launch with ddp.yaml")])
+        from mmkt.sharding import shard  # its import takes half a second, here alone
+
         shard(learner, accelerator)
     else:
         learner.to(accelerator.device)
