@@ -1,7 +1,7 @@
 """mmkt: multimodal knowledge transfer.
 
 ``mmkt.load(path).predict([...])`` answers with a checkpoint; ``mmkt.launch.train(mmkt.read(mmkt.Experiment, file))`` and
-``mmkt.launch.evaluate(path)`` are the commands of the same names; ``mmkt.fit`` is the loop alone.
+``mmkt.evaluate.evaluate(path)`` are the commands of the same names; ``mmkt.fit`` is the loop alone.
 """
 
 from importlib import import_module
@@ -13,7 +13,7 @@ _PUBLIC = {
     "Learner": "mmkt.learner",
     "Feed": "mmkt.feed",
     "fit": "mmkt.train",
-    "predict": "mmkt.evaluate",
+    "predict": "mmkt.predictions",
     "read": "mmkt.config",
     "Experiment": "mmkt.experiment",
 }

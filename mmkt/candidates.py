@@ -13,12 +13,13 @@ from mmkt import distributed, launch
 from mmkt.config import read
 from mmkt.data import manifest as manifests
 from mmkt.data.columns import codes
-from mmkt.evaluate import predict
+from mmkt.evaluate import NO_ROWS
 from mmkt.experiment import Experiment
 from mmkt.feed import Feed
 from mmkt.layers import text_blocks
 from mmkt.model import Model
 from mmkt.parts import ConfigError, Parts, nearest
+from mmkt.predictions import predict
 from mmkt.space import join
 from mmkt.study import Study, TextsOf
 from mmkt.types import Encoded, Encoder
@@ -156,7 +157,7 @@ class Candidate:
         data = self.config.data
         data = data.model_copy(update={"columns": {m: c for m, c in data.columns.items() if m in source.modalities}})
         data = data.model_copy(update={"dropout": {}, "one_of": []})
-        feed = Feed(self.feed.manifest, source, data, self.config.seed, labelled=launch.NO_ROWS)
+        feed = Feed(self.feed.manifest, source, data, self.config.seed, labelled=NO_ROWS)
         head = self.task if self.task in heads else heads[0]
         column = predict(source, feed, rows, device=self.device).table[f"{head}.logits"].combine_chunks()
         logits = np.asarray(column.flatten(), dtype=np.float64).reshape(len(rows), -1)

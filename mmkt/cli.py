@@ -71,11 +71,31 @@ def train(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Evaluate a checkpoint."""
-    from mmkt import distributed, launch
+    from mmkt import distributed
+    from mmkt.evaluate import evaluate as evaluated
 
-    rows, _, folder = launch.evaluate(options.checkpoint, options.overrides, plugins=options.plugins, out=options.out)
-    _figures(rows, options)
+    found, folder = evaluated(options.checkpoint, options.overrides, plugins=options.plugins, out=options.out)
+    _figures(found.rows, options, found.subsets)
     distributed.say(f"written: {folder}")
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Compare evaluations on the same rows."""
+    from rich.console import Console
+
+    from mmkt import compare as comparing
+
+    lines = comparing.compare(
+        options.paths,
+        split=options.split,
+        metrics=options.metric,
+        resamples=options.resamples,
+        plugins=options.plugins,
+    )
+    if options.json:
+        print(json.dumps(comparing.as_json(lines, options.paths[0])))
+    else:
+        comparing.show(lines, options.paths[0], Console())
 
 
 def ensemble(options: argparse.Namespace) -> None:
@@ -194,17 +214,18 @@ def transferability(options: argparse.Namespace) -> None:
         distributed.say(f"written: {file}")
 
 
-def _figures(rows: Any, options: argparse.Namespace) -> None:
-    """Rows as a table on standard output, or with --json as one object."""
+def _figures(rows: Any, options: argparse.Namespace, some: Any = ()) -> None:
+    """Rows, also those with some of the modalities, as tables on standard output, or with --json as one object."""
     from rich.console import Console
 
-    from mmkt import distributed, report
+    from mmkt import distributed, report, subsets
 
     if distributed.rank() == 0:
         if options.json:
-            print(json.dumps(report.as_json(rows)))
+            print(json.dumps(report.as_json(rows) | ({"subsets": report.as_json(some)["rows"]} if some else {})))
         else:
             report.table(rows, Console())
+            subsets.show(some, Console())
 
 
 def predict(options: argparse.Namespace) -> None:

@@ -13,10 +13,10 @@ from accelerate import Accelerator
 
 from mmkt import distributed
 from mmkt.data import manifest as manifests
-from mmkt.evaluate import predict
+from mmkt.evaluate import NO_ROWS, list_bad_rows, revived
 from mmkt.feed import Feed
-from mmkt.launch import NO_ROWS, list_bad_rows, revived
 from mmkt.parts import ConfigError, Parts
+from mmkt.predictions import predict
 
 
 def embed(

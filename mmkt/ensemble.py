@@ -12,9 +12,9 @@ import torch
 from accelerate import Accelerator
 
 from mmkt import distributed
-from mmkt.evaluate import judges
-from mmkt.launch import evaluate_model, revived, write_figures
+from mmkt.evaluate import Evaluation, evaluate_model, revived, write_figures
 from mmkt.parts import ConfigError, Parts
+from mmkt.predictions import judges
 from mmkt.score import About, score
 from mmkt.types import Head, Predictions, Row
 
@@ -52,8 +52,8 @@ def ensemble(
     accelerator, parts, members = Accelerator(), Parts(plugins), []
     for place, path in enumerate(paths, 1):
         model, config = revived(path, overrides, parts, accelerator, ("data", "evaluate"))
-        _, found = evaluate_model(model, config, Path(out) / f"{place}-{Path(config.run).name}", parts, accelerator)
-        members.append(Member(path, model.fusion.reads or model.modalities, found))
+        found = evaluate_model(model, config, Path(out) / f"{place}-{Path(config.run).name}", parts, accelerator)
+        members.append(Member(path, model.fusion.reads or model.modalities, found.predictions))
         _refuse_other(members[0], members[-1])
     # heads and settings are those of the last, which answers the same tasks
     predictions = _together(members, model.heads)
@@ -62,7 +62,7 @@ def ensemble(
     about = About(Path(out).name, "", config.seed, config.evaluate.split, "+".join(modalities))
     rows = score(predictions, judges(model, config.evaluate.metrics, parts), about=about, resamples=config.evaluate.resamples)
     if distributed.rank() == 0:
-        write_figures(folder, rows, predictions)
+        write_figures(folder, Evaluation(rows, predictions))
     distributed.wait()
     return rows, folder
 

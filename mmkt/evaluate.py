@@ -1,132 +1,133 @@
-"""From a model and rows to predictions, and from predictions to figures."""
+"""A checkpoint evaluated: figures and predictions of a split, with all modalities and with every subset of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import torch
+import pyarrow.parquet as pq
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import Progress
 
-from mmkt import distributed
+from mmkt import checkpoint, distributed, report, subsets
+from mmkt.config import check, override
+from mmkt.data import splits
+from mmkt.data.check import Unreadable
+from mmkt.experiment import Experiment
 from mmkt.feed import Feed
-from mmkt.learner import Learner
+from mmkt.launcher import use_threads
 from mmkt.model import Model
 from mmkt.parts import ConfigError, Parts
-from mmkt.types import Batch, Metric, Predictions
+from mmkt.predictions import judges, predict, predict_subsets
+from mmkt.preparation import open_manifest
+from mmkt.score import About, score
+from mmkt.types import Predictions, Row
 
-Autocast = Callable[[], AbstractContextManager]
+NO_ROWS = np.empty(0, dtype=np.int64)
 
 
-def predict(
-    model: Model,
-    feed: Feed,
-    rows: np.ndarray,
-    *,
-    device: torch.device | str = "cpu",
-    autocast: Autocast = nullcontext,
-    advance: Callable[[int], object] = id,
-    vectors: bool = False,
-) -> Predictions:
-    """A model's answers to some rows, in row order, each row once whatever the batch size and the number of processes.
+class Evaluation(NamedTuple):
+    """Of a model on a split."""
+
+    rows: list[Row]
+    predictions: Predictions
+    subsets: Sequence[Row] = ()  # with some of the modalities (``subsets.measure``)
+
+
+def evaluate(
+    path: str, overrides: Sequence[str] = (), *, plugins: Sequence[str] = (), out: str | None = None
+) -> tuple[Evaluation, Path]:
+    """Figures and predictions of a checkpoint, and the folder that they are written to.
 
     Args:
-        model: on ``device``; it is left in the mode it was in.
-        feed: the rows' manifest.
-        rows: row numbers.
-        device: to compute on.
-        autocast: makes the context of mixed precision.
-        advance: is told how many rows of this process are done.
-        vectors: adds a column ``vector.M`` a modality (null where the row lacks it) and ``vector.fused``, (D,) float32.
-
-    Returns:
-        On every process, the whole.
+        path: a checkpoint's folder, or a Hub id.
+        overrides: of ``data`` and ``evaluate`` (``data.manifest=other.csv``, ``evaluate.split=validation``).
+        plugins: folders or packages that the checkpoint's parts may come from.
+        out: where to write; by default ``evaluation-SPLIT`` in the checkpoint's folder.
     """
-    training, found = model.training, []
-    model.eval()
-    try:
-        with torch.inference_mode(), autocast():
-            for batch in _batches(model, feed, rows):
-                outputs = model(batch.to(device))
-                logits = {task: x.float().cpu() for task, x in outputs.logits.items()}
-                pooled = {m: x.pooled for m, x in outputs.encoded.items()} | {"fused": outputs.fused.pooled} if vectors else {}
-                kept = {name: x.float().cpu().numpy() for name, x in pooled.items()}
-                found.append((batch.row.numpy(), {m: p.numpy() for m, p in batch.present.items()}, logits, kept))
-                advance(batch.size)
-    finally:
-        model.train(training)
-    parts = [part for every in distributed.everyone(found) for part in every]
-    return _gathered(model, feed, rows, parts, vectors)
+    accelerator, parts = Accelerator(), Parts(plugins)
+    model, config = revived(path, overrides, parts, accelerator, ("data", "evaluate"))
+    folder = Path(out) if out else Path(path) / f"evaluation-{config.evaluate.split}"
+    return evaluate_model(model, config, folder, parts, accelerator, lattice=config.evaluate.subsets), folder
 
 
-def _batches(model: Model, feed: Feed, rows: np.ndarray) -> Iterator[Batch]:
-    """This process's batches. A sharded model has to run equally often everywhere, as it is gathered by running."""
-    world = distributed.world_size()
-    if distributed.is_sharded(model) and len(rows) < world:
-        raise ConfigError(f"{world} processes that share a model evaluate {world} rows or more, found {len(rows)}: launch fewer")
-    return feed.evaluation(rows)
-
-
-def _gathered(model: Model, feed: Feed, rows: np.ndarray, parts: list, vectors: bool) -> Predictions:
-    """What every process found, batch by batch, as one table in row order."""
-    order = np.argsort(np.concatenate([row for row, *_ in parts]), kind="stable")
-    table = feed.manifest.table.select(["id", "split", "domain", "group"]).take(np.sort(rows))
-    columns: dict[str, Any] = {"row": np.sort(rows)} | {name: table[name] for name in table.column_names}
-    assert len(order) == len(rows), "a row was lost or doubled"
-    for m in model.modalities:
-        columns[f"has.{m}"] = np.concatenate([present[m] for _, present, *_ in parts])[order]
-    for task, head in model.heads.items():
-        scores = torch.cat([x[task] for _, _, x, _ in parts])[torch.from_numpy(order)]
-        column = feed.label_column(task)
-        known = column in feed.manifest.table.column_names
-        columns[f"{task}.label"] = feed.manifest.table[column].take(np.sort(rows)) if known else pa.nulls(len(rows))
-        columns |= {f"{task}.{name}": values for name, values in head.decode(scores).items()}
-        columns[f"{task}.logits"] = pa.array(list(scores.numpy()), pa.list_(pa.float32()))
-    for name in (*model.modalities, "fused") if vectors else ():
-        there = columns.get(f"has.{name}", np.ones(len(rows), dtype=bool))
-        every = np.concatenate([kept[name] for *_, kept in parts])[order]  # (rows, D)
-        columns[f"vector.{name}"] = pa.array([x if on else None for x, on in zip(every, there)], pa.list_(pa.float32()))
-    tasks = {task: spec["name"] for task, spec in model.config.model.heads.items()} if model.config else {}
-    return Predictions(pa.table(columns), tasks, model.vocabularies)
-
-
-def judges(model: Model, extra: Mapping[str, Mapping[str, Any]], parts: Parts) -> dict[str, list[tuple[str, Metric]]]:
-    """By task, the metrics to judge it by: its head's own, with those of the config beside or in place of them."""
-    found: dict[str, list[tuple[str, Metric]]] = {}
-    for task, head in model.heads.items():
-        kind = type(head).__name__.lower()
-        own = {name: parts.find("metrics", name)() for name in head.metrics}
-        for name, spec in extra.items():
-            metric = parts.build("metrics", spec)
-            if kind in metric.heads:
-                own[name] = metric
-        found[task] = list(own.items())
+def evaluate_model(
+    model: Model, config: Experiment, folder: Path, parts: Parts, accelerator: Accelerator, *, lattice: bool = False
+) -> Evaluation:
+    """Figures and predictions of a revived model, written to a folder; of every subset of its modalities if wanted."""
+    manifest = open_manifest(config.data, config.seed, parts)
+    bad, labelled = [], None
+    if config.data.bad_rows == "drop":  # bad rows of other splits stay, unread
+        looking = Feed(manifest, model, config.data, config.seed, labelled=NO_ROWS)
+        bad = looking.unreadable(looking.rows(config.evaluate.split))
+        manifest = splits.without(manifest, {cell.row for cell in bad})
+        labelled = splits.rows_of(manifest, config.evaluate.split)
+    feed = Feed(manifest, model, config.data, config.seed, labelled=labelled)
+    found = figures(model, feed, parts, accelerator, lattice)
+    if distributed.rank() == 0:
+        write_figures(folder, found, bad)
+    distributed.wait()
     return found
 
 
-def mean_loss(learner: Learner, feed: Feed, rows: np.ndarray, device: torch.device | str, autocast: Autocast) -> float:
-    """The weighted loss over some rows: each objective's mean over its items, and each term's over batches."""
-    training = learner.training
-    learner.eval()
-    weights = [learner.weights[name] for name in learner.active]
-    sums = torch.zeros(len(weights), 2, dtype=torch.float64)
-    terms, batches = 0.0, 0
-    try:
-        with torch.inference_mode(), autocast():
-            for batch in _batches(learner.model, feed, rows):
-                batch = batch.to(device)
-                outputs = learner.model(batch)
-                for k, (_, objective) in enumerate(learner.parts()):
-                    sums[k, 0] += objective(learner.model, batch, outputs).double().cpu()
-                    sums[k, 1] += objective.count(batch).cpu()
-                terms += sum(learner.terms[name] * float(x) for name, x in outputs.terms.items())
-                batches += 1
-    finally:
-        learner.train(training)
-    figures = torch.cat([sums.flatten(), torch.tensor([terms, batches], dtype=torch.float64)])
-    total = distributed.total(figures.to(device)).cpu()  # NCCL sums what is on a GPU alone
-    pairs = total[:-2].view(-1, 2)
-    means = pairs[:, 0] / pairs[:, 1].clamp(min=1)
-    return float((means * torch.tensor(weights, dtype=torch.float64)).sum() + total[-2] / total[-1].clamp(min=1))
+def revived(
+    path: str, overrides: Sequence[str], parts: Parts, accelerator: Accelerator, settable: Sequence[str]
+) -> tuple[Model, Experiment]:
+    """A checkpoint's model on its device, and its config with overrides of some sections."""
+    model = Model.from_pretrained(path, parts.plugins).to(accelerator.device)
+    assert model.config is not None
+    use_threads(accelerator, model.config.threads)
+    fixed = [text for text in overrides if text.split(".")[0] not in settable]
+    if fixed:
+        can = " and ".join(f"{name}.…" for name in settable)
+        raise ConfigError([(fixed[0].partition("=")[0], f"is fixed in a checkpoint; {can} can be set")])
+    model.config = check(Experiment, override(model.config.settings(), overrides), parts)
+    return model, model.config
+
+
+def figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator, lattice: bool = False) -> Evaluation:
+    """Predictions on ``evaluate.split`` and their figures."""
+    config = model.config
+    assert config is not None
+    settings = config.evaluate
+    console = Console(stderr=True)
+    chosen = feed.rows(settings.split)
+    some = subsets.every(model.modalities) if lattice and len(model.modalities) > 1 else []
+    quiet = distributed.rank() != 0 or not console.is_terminal
+    with Progress(*Progress.get_default_columns(), console=console, disable=quiet, transient=True) as bar:
+        task = bar.add_task(f"evaluating {settings.split}", total=len(chosen) // distributed.world_size())
+        how: Any = {"device": accelerator.device, "autocast": accelerator.autocast, "advance": partial(bar.advance, task)}
+        answers = predict_subsets(model, feed, chosen, some, **how) if some else [predict(model, feed, chosen, **how)]
+    first, *others = distributed.everyone(feed.cuts)
+    for line in first.lines(*others):
+        distributed.say(line)
+    about = About(Path(config.run).name, "", config.seed, settings.split, "+".join(sorted(model.modalities)), "clean")
+    metrics, predictions = judges(model, settings.metrics, parts), answers[-1]  # of all modalities
+    rows = score(predictions, metrics, about=about, resamples=settings.resamples) if metrics else []
+    measured = subsets.measure(answers, model.modalities, metrics, about=about, resamples=settings.resamples) if some else []
+    return Evaluation(rows, predictions, measured)
+
+
+def list_bad_rows(bad: Sequence[Unreadable], file: Path) -> None:
+    """Why rows were left out, one JSON object a cell: id, column, message."""
+    lines = [{"id": cell.row, "column": cell.column, "message": cell.message} for cell in bad]
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+def write_figures(folder: Path, found: Evaluation, bad: Sequence[Unreadable] = ()) -> None:
+    """``metrics.jsonl``, ``predictions.parquet``; ``subsets.jsonl`` and ``bad_rows.jsonl`` where there are; old ones go."""
+    with checkpoint.atomic(folder) as new:
+        report.append(found.rows, new / "metrics.jsonl")
+        meaning = {"tasks": found.predictions.tasks, "vocabularies": found.predictions.vocabularies}
+        table = found.predictions.table
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), "mmkt": json.dumps(meaning)})
+        pq.write_table(table, new / "predictions.parquet")
+        if found.subsets:
+            report.append(found.subsets, new / "subsets.jsonl")
+        if bad:
+            list_bad_rows(bad, new / "bad_rows.jsonl")

@@ -1,29 +1,25 @@
-"""What the commands do: an experiment trained, a checkpoint evaluated."""
+"""An experiment trained."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from rich.console import Console
-from rich.progress import Progress
 
-from mmkt import checkpoint, distributed, report
+from mmkt import distributed
 from mmkt.card import model_card
-from mmkt.config import check, override
 from mmkt.data import splits
 from mmkt.data.check import Unreadable
 from mmkt.data.manifest import Manifest, fingerprint
 from mmkt.dry_run import dry_run
-from mmkt.evaluate import judges, predict
+from mmkt.evaluate import NO_ROWS, figures, list_bad_rows, write_figures
 from mmkt.experiment import Experiment
 from mmkt.feed import Feed
 from mmkt.launcher import refuse_absent, refuse_sharding, say_if_whole, use_threads
@@ -33,14 +29,11 @@ from mmkt.parts import ConfigError, Parts
 from mmkt.preparation import learn_vocabularies, open_manifest
 from mmkt.resources import answers, column
 from mmkt.run import Run, environment, flat
-from mmkt.score import About, score
 from mmkt.start import start
 from mmkt.stop import Stop, Stopped
 from mmkt.telemetry import TrainingError
 from mmkt.train import fit, steps_of
-from mmkt.types import Phase, Predictions, Resources, Row
-
-NO_ROWS = np.empty(0, dtype=np.int64)
+from mmkt.types import Phase, Resources, Row
 
 
 class Setup(NamedTuple):
@@ -182,102 +175,16 @@ def train(
         share = speed.data / speed.total
         distributed.say(f"{speed.steps} steps in {speed.total:.0f} s, {share:.1%} of it waiting for data; best: {run.best}")
     model = setup.learner.model
-    rows, predictions = _figures(model, setup.feed, setup.parts, accelerator)
+    found = figures(model, setup.feed, setup.parts, accelerator)
     if distributed.rank() == 0:
         facts = environment() | {"data": fingerprint(setup.manifest)}
-        (run.best / "README.md").write_text(model_card(model, rows, facts), encoding="utf-8")
-        write_figures(run.best / f"evaluation-{config.evaluate.split}", rows, predictions)
+        (run.best / "README.md").write_text(model_card(model, found.rows, facts), encoding="utf-8")
+        write_figures(run.best / f"evaluation-{config.evaluate.split}", found)
     _finish(accelerator)
-    return rows
+    return found.rows
 
 
 def _finish(accelerator: Accelerator) -> None:
     """Close the trackers; the processes stay together, so that one of them prints."""
     for tracker in accelerator.trackers:
         tracker.finish()
-
-
-def evaluate(
-    path: str, overrides: Sequence[str] = (), *, plugins: Sequence[str] = (), out: str | None = None
-) -> tuple[list[Row], Predictions, Path]:
-    """Figures and predictions of a checkpoint.
-
-    Args:
-        path: a checkpoint's folder, or a Hub id.
-        overrides: of ``data`` and ``evaluate`` (``data.manifest=other.csv``, ``evaluate.split=validation``).
-        plugins: folders or packages that the checkpoint's parts may come from.
-        out: where to write; by default ``evaluation-SPLIT`` in the checkpoint's folder.
-    """
-    accelerator, parts = Accelerator(), Parts(plugins)
-    model, config = revived(path, overrides, parts, accelerator, ("data", "evaluate"))
-    folder = Path(out) if out else Path(path) / f"evaluation-{config.evaluate.split}"
-    return *evaluate_model(model, config, folder, parts, accelerator), folder
-
-
-def evaluate_model(
-    model: Model, config: Experiment, folder: Path, parts: Parts, accelerator: Accelerator
-) -> tuple[list[Row], Predictions]:
-    """Figures and predictions of a revived model, written to a folder."""
-    manifest = open_manifest(config.data, config.seed, parts)
-    bad, labelled = [], None
-    if config.data.bad_rows == "drop":  # bad rows of other splits stay, unread
-        looking = Feed(manifest, model, config.data, config.seed, labelled=NO_ROWS)
-        bad = looking.unreadable(looking.rows(config.evaluate.split))
-        manifest = splits.without(manifest, {cell.row for cell in bad})
-        labelled = splits.rows_of(manifest, config.evaluate.split)
-    feed = Feed(manifest, model, config.data, config.seed, labelled=labelled)
-    rows, predictions = _figures(model, feed, parts, accelerator)
-    if distributed.rank() == 0:
-        write_figures(folder, rows, predictions, bad)
-    distributed.wait()
-    return rows, predictions
-
-
-def revived(
-    path: str, overrides: Sequence[str], parts: Parts, accelerator: Accelerator, settable: Sequence[str]
-) -> tuple[Model, Experiment]:
-    """A checkpoint's model on its device, and its config with overrides of some sections."""
-    model = Model.from_pretrained(path, parts.plugins).to(accelerator.device)
-    assert model.config is not None
-    use_threads(accelerator, model.config.threads)
-    fixed = [text for text in overrides if text.split(".")[0] not in settable]
-    if fixed:
-        can = " and ".join(f"{name}.…" for name in settable)
-        raise ConfigError([(fixed[0].partition("=")[0], f"is fixed in a checkpoint; {can} can be set")])
-    model.config = check(Experiment, override(model.config.settings(), overrides), parts)
-    return model, model.config
-
-
-def _figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator) -> tuple[list[Row], Predictions]:
-    """Predictions on ``evaluate.split`` and their figures."""
-    config = model.config
-    assert config is not None
-    settings = config.evaluate
-    console = Console(stderr=True)
-    chosen = feed.rows(settings.split)
-    quiet = distributed.rank() != 0 or not console.is_terminal
-    with Progress(*Progress.get_default_columns(), console=console, disable=quiet, transient=True) as bar:
-        task = bar.add_task(f"evaluating {settings.split}", total=len(chosen) // distributed.world_size())
-        advance = partial(bar.advance, task)
-        predictions = predict(model, feed, chosen, device=accelerator.device, autocast=accelerator.autocast, advance=advance)
-    first, *others = distributed.everyone(feed.cuts)
-    for line in first.lines(*others):
-        distributed.say(line)
-    about = About(Path(config.run).name, "", config.seed, settings.split, "+".join(sorted(model.modalities)), "clean")
-    metrics = judges(model, settings.metrics, parts)
-    return score(predictions, metrics, about=about, resamples=settings.resamples) if metrics else [], predictions
-
-
-def list_bad_rows(bad: Sequence[Unreadable], file: Path) -> None:
-    """Why rows were left out, one JSON object a cell: id, column, message."""
-    lines = [{"id": cell.row, "column": cell.column, "message": cell.message} for cell in bad]
-    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-
-
-def write_figures(folder: Path, rows: Sequence[Row], predictions: Predictions, bad: Sequence[Unreadable] = ()) -> None:
-    """``metrics.jsonl``, ``predictions.parquet`` and, where rows were left out, ``bad_rows.jsonl``; old ones go."""
-    with checkpoint.atomic(folder) as new:
-        report.append(rows, new / "metrics.jsonl")
-        pq.write_table(predictions.table, new / "predictions.parquet")
-        if bad:
-            list_bad_rows(bad, new / "bad_rows.jsonl")

@@ -37,9 +37,9 @@ def table(rows: Sequence[Row], console: Console, parts: Parts | None = None) -> 
     main = [row for row in rows if row.group == "all"]
     if main:
         same = [("seed " if name == "seed" else "") + str(getattr(main[0], name)) for name in NAMES if name not in differing]
-        columns = {name: [str(getattr(row, name)) for row in main] for name in [*differing, "metric"]}
+        names = {name: [str(getattr(row, name)) for row in main] for name in [*differing, "metric"]}
         numbers = {"value": [_number(row.value) for row in main], "interval": [_interval(row) for row in main]}
-        _print(" · ".join(text for text in same if text), columns, numbers | {"n": [str(row.n) for row in main]}, console)
+        columns(" · ".join(text for text in same if text), names, numbers | {"n": [str(row.n) for row in main]}, console)
     breakdowns = defaultdict(list)
     for row in rows:
         if row.group != "all":
@@ -92,7 +92,7 @@ def _breakdown(rows: Sequence[Row], kind: str, title: str, differing: Sequence[s
         end = "lowest" if higher else "highest"
         title += f", the {LINES} with the {end} {first}; {len(lines) - LINES} more stand in the file"
     names = {name: [key[i] for key in shown] for i, name in enumerate([*differing, kind])}
-    cells = {metric: [_cell(lines[key].get(metric)) for key in shown] for metric in metrics}
+    cells = {metric: [cell(lines[key].get(metric)) for key in shown] for metric in metrics}
     counts = [str(next(iter(lines[key].values())).n) for key in shown]
     if len(set(counts)) > 1:
         names["n"] = counts
@@ -102,10 +102,10 @@ def _breakdown(rows: Sequence[Row], kind: str, title: str, differing: Sequence[s
     some: dict[str, list[str]] = {}
     for metric, column in cells.items():
         if some and sum(_width(*item) for item in some.items()) + _width(metric, column) > room:
-            _print(title, names, some, console)
+            columns(title, names, some, console)
             some = {}
         some[metric] = column
-    _print(title, names, some, console)
+    columns(title, names, some, console)
 
 
 def _badness(row: Row | None, higher: bool) -> float:
@@ -115,7 +115,7 @@ def _badness(row: Row | None, higher: bool) -> float:
     return -row.value if higher else row.value
 
 
-def _print(title: str, names: Mapping[str, list[str]], numbers: Mapping[str, list[str]], console: Console) -> None:
+def columns(title: str, names: Mapping[str, list[str]], numbers: Mapping[str, list[str]], console: Console) -> None:
     """Columns under a title. All is Text, not markup: a class may be called "[red]"."""
     figures = Table(box=None, pad_edge=False, padding=(0, GAP // 2))
     for name in [*names, *numbers]:
@@ -141,7 +141,8 @@ def _interval(row: Row) -> str:
     return "" if math.isnan(row.low) else f"[{_number(row.low)}, {_number(row.high)}]"
 
 
-def _cell(row: Row | None) -> str:
+def cell(row: Row | None) -> str:
+    """A figure with its interval."""
     return f"{_number(row.value)} {_interval(row)}".rstrip() if row else "–"
 
 

@@ -11,10 +11,10 @@ from accelerate import PartialState
 from mmkt import distributed
 from mmkt.data import manifest as manifests
 from mmkt.data.manifest import Manifest
-from mmkt.evaluate import predict
 from mmkt.experiment import Experiment
 from mmkt.feed import Feed
 from mmkt.model import Model
+from mmkt.predictions import predict
 from mmkt.types import Answers
 
 

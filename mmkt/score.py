@@ -64,8 +64,22 @@ def score(
                 if "all" in (where, group):
                     named = about.run, about.study, about.seed, about.split, task, about.modalities, about.condition
                     place = where if group == "all" else group
-                    rows.append(Row(*named, metric, place, value, part.table.num_rows, *_interval(drawn, level)))
+                    rows.append(Row(*named, metric, place, value, part.table.num_rows, *interval(drawn, level)))
     return rows
+
+
+def resampled(predictions: Predictions, task: str, metric: Metric, resamples: int, seed: int = 0) -> np.ndarray:
+    """A metric's value over all labelled rows, then over ``resamples`` draws of them: (1 + resamples,).
+
+    Equally many rows get equal draws, so differences of two of these are paired by row.
+
+    Raises:
+        ValueError: as ``score``.
+    """
+    part = _labelled(predictions, task, [(type(metric).__name__.lower(), metric)])
+    n = part.table.num_rows
+    weights = [np.ones((1, n)), *draws(np.arange(n), resamples, seed)]
+    return np.concatenate([metric(part, task, some)["all"] for some in weights])
 
 
 def spread(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float, float]:
@@ -159,7 +173,8 @@ def _figures(
     }
 
 
-def _interval(drawn: np.ndarray, level: float) -> tuple[float, float]:
+def interval(drawn: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Percentiles of what is defined; NaN where nothing is."""
     defined = drawn[~np.isnan(drawn)]
     if not len(defined):
         return np.nan, np.nan

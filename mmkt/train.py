@@ -12,11 +12,11 @@ import torch
 from accelerate import Accelerator
 
 from mmkt import checkpoint, distributed, optim, resume
-from mmkt.evaluate import judges, mean_loss, predict
 from mmkt.experiment import Train
 from mmkt.feed import Feed
 from mmkt.learner import Learner
 from mmkt.parts import ConfigError, Parts
+from mmkt.predictions import judges, mean_loss, predict
 from mmkt.resume import Progress
 from mmkt.run import Run
 from mmkt.score import About, score

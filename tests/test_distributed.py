@@ -17,12 +17,12 @@ from worker import aligned
 
 from mmkt.checkpoint import read_tensors
 from mmkt.config import check
-from mmkt.evaluate import mean_loss, predict
 from mmkt.experiment import Experiment
 from mmkt.feed import Feed
 from mmkt.learner import Learner
 from mmkt.model import Model
 from mmkt.parts import Parts
+from mmkt.predictions import mean_loss, predict
 from mmkt.preparation import open_manifest
 
 WORKER = Path(__file__).parent / "worker.py"

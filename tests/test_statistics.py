@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 
 from mmkt.metrics.accuracy import Accuracy
-from mmkt.studies.statistics import Difference, difference, holm, interval, resampled
+from mmkt.score import interval, resampled
+from mmkt.statistics import Difference, difference, holm
 from mmkt.types import Predictions
 
 

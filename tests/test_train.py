@@ -25,6 +25,7 @@ import mmkt
 from mmkt import launch, optim
 from mmkt.checkpoint import CheckpointError
 from mmkt.config import check, override
+from mmkt.evaluate import evaluate
 from mmkt.experiment import Experiment
 from mmkt.objectives.align import Align
 from mmkt.objectives.classify import Classify
@@ -291,8 +292,8 @@ def test_predictions_do_not_depend_on_the_batch(tiny_settings):
     best = str(Path(tiny_settings["run"]) / "best")
     tables = []
     for size in (1, 7, 64):
-        _, predictions, folder = launch.evaluate(best, [f"data.batch_size={size}", "evaluate.resamples=0"])
-        tables.append(predictions.table)
+        found, folder = evaluate(best, [f"data.batch_size={size}", "evaluate.resamples=0"])
+        tables.append(found.predictions.table)
     assert (folder / "predictions.parquet").exists()
     for table in tables:
         assert table["row"].to_pylist() == sorted(table["row"].to_pylist())
@@ -301,7 +302,7 @@ def test_predictions_do_not_depend_on_the_batch(tiny_settings):
         logits = [np.array(t["kind.logits"].to_pylist()) for t in (table, tables[0])]
         np.testing.assert_allclose(*logits, atol=1e-5, rtol=0)
     with pytest.raises(ConfigError, match=r"model\.dim: is fixed"):
-        launch.evaluate(best, ["model.dim=3"])
+        evaluate(best, ["model.dim=3"])
 
 
 def test_a_third_partys_fusion_trains_without_touching_the_project(tiny_settings, tmp_path):

@@ -13,12 +13,12 @@ from conftest import call, experiment, refused, rows_of_three, settings, write
 from safetensors.torch import load_file
 
 from mmkt import launch
-from mmkt.evaluate import predict
 from mmkt.layers import text_blocks, transport
 from mmkt.learner import Learner
 from mmkt.model import Model
 from mmkt.objectives.distill import _distances_and_angles
 from mmkt.parts import ConfigError
+from mmkt.predictions import predict
 from mmkt.types import Until
 
 

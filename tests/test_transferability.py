@@ -317,17 +317,17 @@ def test_texts_go_through_the_candidates_own_blocks(folder, tiny_bert):
 
 def test_leep_is_that_of_the_checkpoint_itself(folder, study, trained, tiny_settings):
     """By hand from mmkt evaluate's own predictions of the rows."""
-    from mmkt import launch
     from mmkt.config import read
+    from mmkt.evaluate import evaluate
 
     path = folder / "three.yaml"
     path.write_text(yaml.safe_dump(tiny_settings))
     changes = {"experiment": str(path), "sources": {"s": [f"model.start={trained}"]}, "run": str(folder / "three")}
     found = rank(read(Study, study(**changes)), modality="text", order={})
-    _, predictions, _ = launch.evaluate(str(trained), ["evaluate.split=train"], out=str(folder / "out"))
-    logits = np.array(predictions.table["kind.logits"].to_pylist())
+    answers = evaluate(str(trained), ["evaluate.split=train"], out=str(folder / "out"))[0].predictions
+    logits = np.array(answers.table["kind.logits"].to_pylist())
     theta = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    labels = np.unique(predictions.table["kind.label"].to_pylist(), return_inverse=True)[1]
+    labels = np.unique(answers.table["kind.label"].to_pylist(), return_inverse=True)[1]
     assert found.lines[0].values["leep"] == pytest.approx(leep(theta, labels), abs=1e-5)
     assert found.lines[0].width == 32
     assert found.rows == 72

@@ -16,10 +16,10 @@ from torch import distributed as dist
 
 from mmkt import distributed, launch
 from mmkt.config import check
-from mmkt.evaluate import predict
 from mmkt.experiment import Experiment
 from mmkt.learner import Learner
 from mmkt.parts import Parts
+from mmkt.predictions import predict
 from mmkt.run import Run
 from mmkt.stop import Stopped
 from mmkt.train import fit

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from mmkt import launch
 from mmkt.checkpoint import CheckpointError, read_json, settle, write_json
 from mmkt.config import read
+from mmkt.evaluate import evaluate
 from mmkt.experiment import Experiment
 from mmkt.run import changed, stage
 from mmkt.stop import Stopped
@@ -79,7 +80,7 @@ def carry_out(training: Training, threads: int | None = None) -> None:
         _note_cost(run)
     test = read(Experiment, training.experiment, training.settings).data.test
     if training.test and stage(run, test) != "ended":
-        launch.evaluate(str(run / "best"), [f"evaluate.split={test}"])
+        evaluate(str(run / "best"), [f"evaluate.split={test}", "evaluate.subsets=false"])
 
 
 def _note_cost(run: Path) -> None:

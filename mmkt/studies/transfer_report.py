@@ -14,8 +14,8 @@ from rich.text import Text
 
 from mmkt import report
 from mmkt.checkpoint import settle, write_json
+from mmkt.statistics import Difference
 from mmkt.studies.plots import svg, transfer_plots
-from mmkt.studies.statistics import Difference
 from mmkt.studies.transfer_results import Gain, Results
 
 PAGE = """<!DOCTYPE html>

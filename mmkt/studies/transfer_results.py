@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmkt.checkpoint import read_json, settle, write_json
 from mmkt.model import Model
 from mmkt.parts import Parts
-from mmkt.score import spread
+from mmkt.score import resampled, spread
+from mmkt.statistics import Difference, difference, holm
 from mmkt.studies.runs import cost
-from mmkt.studies.statistics import Difference, difference, holm, resampled
 from mmkt.studies.transfer_gain import Cell, Key, Transfer, of_method
 from mmkt.types import Predictions
 
@@ -185,7 +184,6 @@ def _differences(transfer: Transfer, first: Sequence[Key], second: Sequence[Key]
 def _resampled(transfer: Transfer, key: Key) -> np.ndarray:
     folder = settle(transfer.folder(key) / "best")
     table = pq.read_table(folder / f"evaluation-{transfer.config.data.test}" / "predictions.parquet")
-    table = table.filter(pc.is_valid(table[f"{transfer.task}.label"]))
     heads = {transfer.task: transfer.config.model.heads[transfer.task]["name"]}
     metric: Any = Parts().find("metrics", transfer.metric)()
     predictions = Predictions(table, heads, read_json(folder / "vocabularies.json"))

@@ -1,4 +1,4 @@
-"""Differences between trainings, with both sources of chance: seeds and rows."""
+"""Differences between trainings, with both sources of chance (seeds and rows), and between two models on the same rows."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from scipy import stats
 
-from mmkt.score import draws
+from mmkt.score import interval
 from mmkt.types import Metric, Predictions
 
 LEVEL = 0.95
+CELLS = 4_000_000  # weights drawn at once: 32 MB an array
 
 
 class Difference(NamedTuple):
@@ -49,12 +51,12 @@ def difference(values: np.ndarray, seed: int = 0) -> Difference:
     """
     s, mean = len(values), float(values[:, 0].mean())
     if s < 2:
-        low, high = interval(values[0, 1:])
+        low, high = interval(values[0, 1:], LEVEL)
         return Difference(mean, low, high, np.nan, s, np.nan)
     drawn = np.random.default_rng(seed).integers(s, size=(values.shape[1] - 1, s))  # (R, S)
     resampled = values[drawn, np.arange(1, values.shape[1])[:, None]].mean(1)  # (R,)
     rows = values[:, 1:].mean(0)  # what rows alone do
-    low, high = interval(rows + (resampled - rows) * (s / (s - 1)) ** 0.5)
+    low, high = interval(rows + (resampled - rows) * (s / (s - 1)) ** 0.5, LEVEL)
     deviation = float(values[:, 0].std(ddof=1))
     p = float(stats.ttest_1samp(values[:, 0], 0).pvalue) if deviation else (1.0 if mean == 0 else 0.0)
     return Difference(mean, low, high, p, s, _needed(mean, deviation))
@@ -69,15 +71,6 @@ def _needed(mean: float, deviation: float) -> float:
     return float(n[enough.argmax()]) if enough.any() else np.inf
 
 
-def interval(drawn: np.ndarray) -> tuple[float, float]:
-    """Percentiles of what is defined."""
-    defined = drawn[~np.isnan(drawn)]
-    if not len(defined):
-        return np.nan, np.nan
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's (1979) corrected p-values; NaN stays NaN and is not counted."""
     known = [k for k, x in enumerate(p) if not np.isnan(x)]
@@ -88,11 +81,42 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
-def resampled(predictions: Predictions, task: str, metric: Metric, resamples: int) -> np.ndarray:
-    """A metric's value over all rows, then over ``resamples`` draws of rows: (1 + resamples,).
+def mcnemar(first: np.ndarray, other: np.ndarray) -> tuple[int, int, float]:
+    """The exact test of McNemar (1947) on which rows two models answer right, (n,) bool each.
 
-    Equally many rows get equal draws, so differences of two of these are paired by row.
+    Returns:
+        How many rows the first alone answers right, how many the other alone, and the two-sided p of a fair coin.
     """
-    n = predictions.table.num_rows
-    parts = [np.ones((1, n)), *draws(np.arange(n), resamples, 0)]
-    return np.concatenate([metric(predictions, task, weights)["all"] for weights in parts])
+    one, two = int((first & ~other).sum()), int((other & ~first).sum())
+    return one, two, float(stats.binomtest(one, one + two).pvalue) if one + two else 1.0
+
+
+def exchanged(first: Predictions, other: Predictions, task: str, metric: Metric, times: int, seed: int = 0) -> float:
+    """The two-sided p of a paired permutation test: in each row the two models' answers change places, or not, by a coin.
+
+    If nothing tells the models apart, the difference that was seen is one of those that exchanging gives (Fisher's sharp null
+    hypothesis). The seen one counts as one of the draws, so p is never 0.
+
+    Args:
+        first: labelled rows alone.
+        other: the same rows.
+        task: which task.
+        metric: whose difference is tested.
+        times: draws.
+        seed: of the draws.
+    """
+    n = first.table.num_rows
+    names = [name for name in first.table.column_names if name.startswith(f"{task}.") and name in other.table.column_names]
+    both = first._replace(table=pa.concat_tables([first.table.select(names), other.table.select(names)]))
+
+    def difference(swap: np.ndarray) -> np.ndarray:  # (r, n) → (r,)
+        stays = 1 - swap
+        one, two = (metric(both, task, np.concatenate(parts, 1))["all"] for parts in ((stays, swap), (swap, stays)))
+        return two - one
+
+    seen = difference(np.zeros((1, n)))[0]
+    random, step, beyond = np.random.default_rng(seed), max(1, CELLS // (2 * n)), 1
+    for start in range(0, times, step):
+        drawn = difference(random.integers(2, size=(min(step, times - start), n)).astype(np.float64))
+        beyond += int((np.abs(drawn) >= abs(seen) - 1e-12).sum())
+    return beyond / (times + 1)

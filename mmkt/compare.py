@@ -1,0 +1,195 @@
+"""Checkpoints compared on the same rows: is one better than another there, or could the rows have said the opposite?"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.text import Text
+
+from mmkt import report
+from mmkt.checkpoint import read_json, settle
+from mmkt.parts import ConfigError, Parts, nearest
+from mmkt.score import interval, resampled
+from mmkt.statistics import exchanged, holm, mcnemar
+from mmkt.types import Metric, Predictions
+
+NOTE = (
+    "Intervals: paired bootstrap over rows; p: in each row the two answers change places by a coin; both p corrected over all "
+    "comparisons (Holm). It is about these weights, on rows like these: whether a method is better, other seeds have to say."
+)
+CHOICES = ("classify", "tag")  # heads whose answers are right or wrong
+
+
+class Comparison(NamedTuple):
+    """Of one checkpoint with the first, by one metric of one task."""
+
+    task: str
+    metric: str
+    name: str
+    n: int
+    first: float
+    other: float
+    difference: float  # positive where the other is better
+    low: float  # its 95 % interval: paired bootstrap over rows
+    high: float
+    p: float  # of the permutation test (``statistics.exchanged``), corrected over all comparisons (Holm)
+    only_first: int | None  # rows that the first alone answers right; None of numbers
+    only_other: int | None
+    mcnemar: float  # the p of McNemar's exact test, corrected likewise; NaN of numbers
+
+
+def compare(
+    paths: Sequence[str],
+    *,
+    split: str = "test",
+    metrics: Sequence[str] = (),
+    resamples: int = 10_000,
+    plugins: Sequence[str] = (),
+) -> list[Comparison]:
+    """Every checkpoint with the first one, on the rows that all were evaluated on.
+
+    It is about these very weights and rows like these. Whether a *method* is better, another seed may answer differently: a
+    test over rows alone says so far too often.
+
+    Args:
+        paths: two or more: a run, a checkpoint or an evaluation's folder.
+        split: of the evaluations, where a folder holds several.
+        metrics: ``task/metric``; by default each task's first one.
+        resamples: of the bootstrap and of the exchanges.
+        plugins: folders or packages that metrics may come from.
+
+    Raises:
+        ConfigError: too few, no evaluation, other rows or labels, a metric that can't judge.
+    """
+    if len(paths) < 2:
+        raise ConfigError(f"give two or more to compare, found {len(paths)}")
+    names, found = _names(paths), [read(path, split) for path in paths]
+    for path, other in zip(paths[1:], found[1:]):
+        _refuse_other(paths[0], found[0], path, other)
+    lines = []
+    for task, kind, metric in _judges(found[0], metrics, Parts(plugins)):
+        first, *others = [some._replace(table=some.table.filter(pc.is_valid(some.table[f"{task}.label"]))) for some in found]
+        base = resampled(first, task, metric, resamples)
+        for name, other in zip(names[1:], others):
+            values = resampled(other, task, metric, resamples)
+            gain = values - base if metric.higher_is_better else base - values
+            p, right = exchanged(first, other, task, metric, resamples), [_right(some, task) for some in (first, other)]
+            alone = mcnemar(*right) if first.tasks[task] in CHOICES else (None, None, math.nan)
+            figures = float(base[0]), float(values[0]), float(gain[0]), *interval(gain[1:])
+            lines.append(Comparison(task, kind, name, first.table.num_rows, *figures, p, *alone))
+    corrected = [holm(column) for column in ([line.p for line in lines], [line.mcnemar for line in lines])]
+    return [line._replace(p=p, mcnemar=q) for line, p, q in zip(lines, *corrected)]
+
+
+def read(path: str, split: str) -> Predictions:
+    """An evaluation's predictions.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    home = Path(path)
+    places = [home, home / f"evaluation-{split}", settle(home / "best") / f"evaluation-{split}"]
+    folder = next((place for place in places if (place / "predictions.parquet").is_file()), None)
+    if folder is None:
+        others = [*home.glob("evaluation-*"), *home.glob("best/evaluation-*")]
+        known = sorted({other.name.removeprefix("evaluation-") for other in others})
+        hint = f"it has {', '.join(known)}: --split {known[0]}" if known else f"mmkt evaluate {path} makes one"
+        raise ConfigError(f"{path} has no evaluation on {split}: {hint}")
+    table = pq.read_table(folder / "predictions.parquet")
+    about = (table.schema.metadata or {}).get(b"mmkt")
+    if about is not None:
+        facts = json.loads(about)
+        return Predictions(table, facts["tasks"], facts["vocabularies"])
+    try:  # written before predictions said it themselves
+        config, vocabularies = read_json(folder.parent / "config.json"), read_json(folder.parent / "vocabularies.json")
+    except (OSError, ValueError):
+        raise ConfigError(f"{folder} does not say what its predictions mean: evaluate the checkpoint again") from None
+    return Predictions(table, {task: head["name"] for task, head in config["model"]["heads"].items()}, vocabularies)
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """What sets the paths apart."""
+    parts = [[x for x in Path(path).parts if x != "best" and not x.startswith("evaluation-")] or ["."] for path in paths]
+    depth = next((d for d in range(1, 10) if len({tuple(x[-d:]) for x in parts}) == len(paths)), 10)
+    return ["/".join(x[-depth:]) for x in parts]
+
+
+def _refuse_other(path: str, one: Predictions, other_path: str, two: Predictions) -> None:
+    """Refuse predictions that are not of the same rows and tasks."""
+    both = f"{path} and {other_path}"
+    if one.tasks != two.tasks:
+        raise ConfigError(f"{both} answer other tasks: {_words(one.tasks)}; {_words(two.tasks)}")
+    ids, others = (some.table["id"].to_pylist() for some in (one, two))
+    if ids != others:
+        shared = len(set(ids) & set(others))
+        raise ConfigError(
+            f"{both} were not evaluated on the same rows: {len(ids)} and {len(others)}, of which {shared} have the same id. "
+            "Evaluate both on one manifest and split: mmkt evaluate PATH data.manifest=FILE"
+        )
+    for task in one.tasks:
+        if one.vocabularies[task].get("classes") != two.vocabularies[task].get("classes"):
+            raise ConfigError(f"{both} have other classes of {task}: their answers do not mean the same")
+        if not one.table[f"{task}.label"].equals(two.table[f"{task}.label"]):
+            raise ConfigError(f"{both} have other labels of {task} in the same rows: evaluate both on one manifest")
+
+
+def _words(tasks: Mapping[str, str]) -> str:
+    return ", ".join(f"{task} ({head})" for task, head in tasks.items()) or "none"
+
+
+def _judges(found: Predictions, wanted: Sequence[str], parts: Parts) -> list[tuple[str, str, Metric]]:
+    heads: dict[str, Any] = {task: parts.find("heads", head) for task, head in found.tasks.items()}
+    if not heads:
+        raise ConfigError("they answer no task: there is nothing to compare")
+    chosen = []
+    for word in wanted or [f"{task}/{head.metrics[0]}" for task, head in heads.items()]:
+        task, _, name = word.partition("/")
+        if task not in heads:
+            raise ConfigError(f"--metric: there is no task {task!r}{nearest(task, heads)}; allowed: {', '.join(heads)}")
+        kinds: dict[str, Any] = {known: parts.find("metrics", known) for known in parts.files("metrics")}
+        known = [other for other, cls in kinds.items() if found.tasks[task] in cls.heads and cls.resamples]
+        if name not in known:
+            raise ConfigError(f"--metric: {name!r} does not judge {task}{nearest(name, known)}; allowed: {', '.join(known)}")
+        chosen.append((task, name, kinds[name]()))
+    return chosen
+
+
+def _right(found: Predictions, task: str) -> np.ndarray:
+    """Which rows are answered right, (n,); of tags, with exactly the right set."""
+    label, answer = (found.table[f"{task}.{name}"].to_pylist() for name in ("label", "prediction"))
+    if found.tasks[task] == "tag":
+        label, answer = ([frozenset(x) for x in column] for column in (label, answer))
+    return np.array([x == y for x, y in zip(label, answer)])
+
+
+def as_json(lines: Sequence[Comparison], first: str) -> dict[str, Any]:
+    """``{"first": …, "comparisons": [...]}``; what is not a number is null, which JSON requires."""
+    records = [line._asdict() for line in lines]
+    for record in records:
+        record |= {name: None for name, value in record.items() if isinstance(value, float) and math.isnan(value)}
+    return {"first": first, "comparisons": records}
+
+
+def show(lines: Sequence[Comparison], first: str, console: Console) -> None:
+    """Print a table a task and metric."""
+    for task, metric in dict.fromkeys((line.task, line.metric) for line in lines):
+        own = [line for line in lines if (line.task, line.metric) == (task, metric)]
+        numbers = {
+            metric: [f"{line.other:.3f}" for line in own],
+            "better by": [f"{line.difference:+.3f} [{line.low:+.3f}, {line.high:+.3f}]" for line in own],
+            "p": [f"{line.p:.2g}" for line in own],
+        }
+        if own[0].only_first is not None:
+            numbers["right alone"] = [f"{line.only_other} to {line.only_first}" for line in own]
+            numbers["McNemar p"] = [f"{line.mcnemar:.2g}" for line in own]
+        title = f"{task}: {metric}, against {first} with {own[0].first:.3f} (n = {own[0].n})"
+        report.columns(title, {"model": [line.name for line in own]}, numbers, console)
+    console.print(Text(NOTE))

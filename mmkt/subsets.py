@@ -1,0 +1,124 @@
+"""What a model reaches with every subset of its modalities, and what each modality brings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.text import Text
+
+from mmkt import report
+from mmkt.games import interactions, shapley
+from mmkt.score import About, interval, resampled
+from mmkt.types import Metric, Predictions, Row
+
+MOST = 8  # modalities: 255 subsets
+NONE = "none"  # the name of the empty subset
+
+
+def every(modalities: Sequence[str]) -> list[tuple[str, ...]]:
+    """All 2^M subsets; modality i is in those at the places that have the bit 2^i.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    if len(modalities) > MOST:
+        raise ValueError(
+            f"{len(modalities)} modalities have {2 ** len(modalities) - 1:,} subsets; up to {MOST} are evaluated so: "
+            "say evaluate.subsets=false"
+        )
+    return [tuple(m for i, m in enumerate(modalities) if place >> i & 1) for place in range(2 ** len(modalities))]
+
+
+def measure(
+    answers: Sequence[Predictions],
+    modalities: Sequence[str],
+    judges: Mapping[str, Sequence[tuple[str, Metric]]],
+    *,
+    about: About,
+    resamples: int = 1000,
+) -> list[Row]:
+    """The lattice of subsets, by each task's first metric that can be resampled, over the same rows for all.
+
+    ``METRIC`` is of a subset itself. All else counts up where the metric gets better, v(S) of a subset S:
+
+    - ``METRIC.drop``: v(N) − v(S), what is lost without the others.
+    - ``METRIC.shapley`` of a modality (``games.shapley``); they sum to v(N) − v(∅).
+    - ``METRIC.reliance`` of a modality: (v(N) − v(N∖i)) / (v(N) − v(∅)), the share of all that is known that is lost when
+      this one is missing. Over 1 the model relies on it too much: without it the others say less than nothing does.
+    - ``METRIC.interaction`` of a pair (``games.interactions``): synergy above 0, redundancy below.
+    - ``METRIC.synergy_gap``: v(N) − max v(S), S ≠ N, what all say beyond the best of the smaller subsets; in every resample
+      its own best, so that choosing it is part of the interval.
+
+    A row that lacks a modality lacks it in every subset. Intervals are the percentile bootstrap over rows, which all subsets
+    share.
+
+    Args:
+        answers: by subset, in the order of ``every``.
+        modalities: of the model.
+        judges: by task, metrics with the names that rows carry.
+        about: what the rows have in common, beside the modalities.
+        resamples: of the bootstrap; 0 for no intervals.
+
+    Raises:
+        ValueError: as ``score``.
+    """
+    found = []
+    for task, metrics in judges.items():
+        name, metric = next(((n, m) for n, m in metrics if m.resamples), ("", None))
+        if metric is None:
+            continue
+        values = np.stack([resampled(some, task, metric, resamples) for some in answers])  # (2^M, 1 + R)
+        n = pc.count(answers[0].table[f"{task}.label"]).as_py()
+        for of, kind, figures in _figures(values, modalities, metric.higher_is_better):
+            named = about.run, about.study, about.seed, about.split, task, "+".join(sorted(of)) or NONE, about.condition
+            found.append(Row(*named, name + kind, "all", float(figures[0]), n, *interval(figures[1:])))
+    return found
+
+
+def _figures(values: np.ndarray, modalities: Sequence[str], higher: bool) -> Iterator[tuple[Sequence[str], str, np.ndarray]]:
+    """Of which modalities, what, and the figure with its resamples, (1 + R,)."""
+    subsets = every(modalities)
+    for subset, plain in reversed(list(zip(subsets, values, strict=True))):
+        yield subset, "", plain
+    game = values if higher else -values
+    full, gain = game[-1], game[-1] - game[0]
+    for subset, v in reversed(list(zip(subsets, game, strict=True))[:-1]):
+        yield subset, ".drop", full - v
+    for i, (m, value) in enumerate(zip(modalities, shapley(game), strict=True)):
+        yield [m], ".shapley", value
+        lost = full - game[len(game) - 1 - (1 << i)]
+        yield [m], ".reliance", np.divide(lost, gain, out=np.full_like(gain, np.nan), where=gain != 0)
+    for (i, j), value in interactions(game).items():
+        yield [modalities[i], modalities[j]], ".interaction", value
+    yield modalities, ".synergy_gap", full - game[:-1].max(0)
+
+
+def show(rows: Sequence[Row], console: Console) -> None:
+    """Print the lattice, then what each modality and each pair brings, a task after the other."""
+    by = {(row.task, row.modalities, row.metric): row for row in rows}
+    for task, metric in dict.fromkeys((row.task, row.metric) for row in rows if "." not in row.metric):
+        own = [row for row in rows if row.task == task]
+        names = [row.modalities for row in own if row.metric == metric]
+        title = f"{task} with some of the modalities (n = {own[0].n})"
+        lattice = {
+            words: [report.cell(by.get((task, name, metric + kind))) for name in names]
+            for words, kind in {metric: "", "lost": ".drop"}.items()
+        }
+        report.columns(title, {"modalities": names}, lattice, console)
+        alone = [row.modalities for row in own if row.metric == f"{metric}.shapley"]
+        brings = {
+            words: [report.cell(by[task, m, f"{metric}.{kind}"]) for m in alone]
+            for words, kind in {"Shapley value": "shapley", "reliance": "reliance"}.items()
+        }
+        report.columns("what each brings", {"modality": alone}, brings, console)
+        pairs = [row for row in own if row.metric == f"{metric}.interaction"]
+        if len(alone) > 2:
+            cells = {"interaction": [report.cell(row) for row in pairs]}
+            report.columns(
+                "pairs: synergy above 0, redundancy below", {"pair": [row.modalities for row in pairs]}, cells, console
+            )
+        gap = next(row for row in own if row.metric == f"{metric}.synergy_gap")
+        console.print(Text(f"all of them beyond the best of the others: {report.cell(gap)}"), "", sep="\n")
