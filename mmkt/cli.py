@@ -79,6 +79,21 @@ def evaluate(options: argparse.Namespace) -> None:
     distributed.say(f"written: {folder}")
 
 
+def calibrate(options: argparse.Namespace) -> None:
+    """Fit a temperature and prediction sets."""
+    from rich.console import Console
+
+    from mmkt import calibrate as calibrating
+    from mmkt import distributed
+
+    found = calibrating.calibrate(options.checkpoint, options.overrides, coverage=options.coverage, plugins=options.plugins)
+    if distributed.rank() == 0:
+        if options.json:
+            print(json.dumps({"tasks": [one._asdict() for one in found]}))
+        else:
+            calibrating.show(found, Console())
+
+
 def compare(options: argparse.Namespace) -> None:
     """Compare evaluations on the same rows."""
     from rich.console import Console

@@ -79,8 +79,8 @@ def _refuse_other(one: Member, two: Member) -> None:
 
 
 def _meaning(vocabulary: Mapping[str, Any]) -> dict[str, Any]:
-    """Classes and units, without how often each occurred in training."""
-    return {name: value for name, value in vocabulary.items() if name not in ("counts", "rows")}
+    """Classes and units, without how often each occurred in training and how a model's answers were calibrated."""
+    return {name: value for name, value in vocabulary.items() if name not in ("counts", "rows", "temperature", "conformal")}
 
 
 def _together(members: Sequence[Member], heads: Mapping[str, Head]) -> Predictions:

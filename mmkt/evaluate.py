@@ -60,19 +60,23 @@ def evaluate_model(
     model: Model, config: Experiment, folder: Path, parts: Parts, accelerator: Accelerator, *, lattice: bool = False
 ) -> Evaluation:
     """Figures and predictions of a revived model, written to a folder; of every subset of its modalities if wanted."""
-    manifest = open_manifest(config.data, config.seed, parts)
-    bad, labelled = [], None
-    if config.data.bad_rows == "drop":  # bad rows of other splits stay, unread
-        looking = Feed(manifest, model, config.data, config.seed, labelled=NO_ROWS)
-        bad = looking.unreadable(looking.rows(config.evaluate.split))
-        manifest = splits.without(manifest, {cell.row for cell in bad})
-        labelled = splits.rows_of(manifest, config.evaluate.split)
-    feed = Feed(manifest, model, config.data, config.seed, labelled=labelled)
+    feed, bad = feed_of(model, config, config.evaluate.split, parts)
     found = figures(model, feed, parts, accelerator, lattice)
     if distributed.rank() == 0:
         write_figures(folder, found, bad)
     distributed.wait()
     return found
+
+
+def feed_of(model: Model, config: Experiment, split: str, parts: Parts) -> tuple[Feed, list[Unreadable]]:
+    """The rows of a split for a model, and those left out as they can't be decoded (``data.bad_rows: drop``)."""
+    manifest = open_manifest(config.data, config.seed, parts)
+    if config.data.bad_rows != "drop":
+        return Feed(manifest, model, config.data, config.seed), []
+    looking = Feed(manifest, model, config.data, config.seed, labelled=NO_ROWS)
+    bad = looking.unreadable(looking.rows(split))  # those of other splits stay, unread
+    manifest = splits.without(manifest, {cell.row for cell in bad})
+    return Feed(manifest, model, config.data, config.seed, labelled=splits.rows_of(manifest, split)), bad
 
 
 def revived(

@@ -143,11 +143,11 @@ def _gathered(model: Model, feed: Feed, rows: np.ndarray, parts: Sequence[_Part]
     for m in model.modalities:
         columns[f"has.{m}"] = np.concatenate([part.present[m] for part in parts])[order]
     for task, head in model.heads.items():
-        scores = torch.cat([part.logits[task] for part in parts])[torch.from_numpy(order)]
+        scores = head.temper(torch.cat([part.logits[task] for part in parts])[torch.from_numpy(order)])
         column = feed.label_column(task)
         known = column in feed.manifest.table.column_names
         columns[f"{task}.label"] = feed.manifest.table[column].take(np.sort(rows)) if known else pa.nulls(len(rows))
-        columns |= {f"{task}.{name}": values for name, values in head.decode(scores).items()}
+        columns |= {f"{task}.{name}": values for name, values in (head.decode(scores) | head.sets(scores)).items()}
         columns[f"{task}.logits"] = pa.array(list(scores.numpy()), pa.list_(pa.float32()))
     for name in parts[0].vectors:
         there = columns.get(f"has.{name}", np.ones(len(rows), dtype=bool))

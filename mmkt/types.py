@@ -306,9 +306,17 @@ class Head(nn.Module, ABC):
         """Several models' logits (N, B, outputs) as one's, (B, outputs); weights (N, B) sum to one over N."""
         return (weights[..., None] * logits).sum(0)
 
+    def temper(self, logits: Tensor) -> Tensor:
+        """Logits as they are answered with, once a temperature is fitted (``mmkt calibrate``); training sees none."""
+        return logits
+
     @abstractmethod
     def decode(self, logits: Tensor) -> dict[str, list[Any]]:
         """Columns for ``Predictions``: ``prediction`` first, in the label column's own values."""
+
+    def sets(self, logits: Tensor) -> dict[str, list[Any]]:
+        """A column ``set`` of prediction sets by tempered logits, once their threshold is fitted; until then none."""
+        return {}
 
 
 class Objective(nn.Module, ABC):

@@ -29,7 +29,8 @@ def choices(seed, n=120):
     logits = tied(rng, n, 5)
     logits[:, 4] = -30
     labels = np.where(rng.random(n) < 0.6, logits.argmax(axis=1), rng.integers(4, size=n))
-    columns = {"k.label": [CLASSES[i] for i in labels], "k.logits": pa.array(list(logits.astype(np.float32)))}
+    sets = [[c for c, on in zip(CLASSES, row) if on] for row in rng.random((n, 5)) < 0.5]
+    columns = {"k.label": [CLASSES[i] for i in labels], "k.logits": pa.array(list(logits.astype(np.float32))), "k.set": sets}
     return Predictions(pa.table(columns), {"k": "classify"}, {"k": {"classes": CLASSES, "counts": [1] * 5}}), labels, logits
 
 
@@ -156,7 +157,7 @@ def test_every_metric_is_tried():
     assert {name for name, _ in PAIRS} == set(METRICS)
     assert all(isinstance(metric, Metric) for metric in METRICS.values())
     lower = {name for name, metric in METRICS.items() if not metric.higher_is_better}
-    assert lower == {"ece", "nll", "brier", "mae", "rmse"}
+    assert lower == {"ece", "nll", "brier", "mae", "rmse", "aurc", "set_size"}
 
 
 def test_ece_by_hand():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -48,6 +50,18 @@ def measured(predictions: Predictions, task: str) -> tuple[np.ndarray, np.ndarra
     """Labels and predictions of a regression, (n,) float64 each, in the label's units."""
     label, prediction = (predictions.table[f"{task}.{name}"].to_numpy().astype(np.float64) for name in ("label", "prediction"))
     return label, prediction
+
+
+def sets(predictions: Predictions, task: str) -> list[list[Any]]:
+    """The prediction sets, n lists of classes.
+
+    Raises:
+        ValueError: the model gives none.
+    """
+    name = f"{task}.set"
+    if name not in predictions.table.column_names:
+        raise ValueError(f"the predictions of {task} have no sets: mmkt calibrate CHECKPOINT fits them")
+    return predictions.table[name].to_pylist()
 
 
 def average(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
