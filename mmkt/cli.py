@@ -6,8 +6,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mmkt.arguments import parser
@@ -75,7 +76,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from mmkt.evaluate import evaluate as evaluated
 
     found, folder = evaluated(options.checkpoint, options.overrides, plugins=options.plugins, out=options.out)
-    _figures(found.rows, options, found.subsets)
+    _figures(found.rows, options, {name: getattr(found, name) for name in ("subsets", "retrieval")})
     distributed.say(f"written: {folder}")
 
 
@@ -229,18 +230,21 @@ def transferability(options: argparse.Namespace) -> None:
         distributed.say(f"written: {file}")
 
 
-def _figures(rows: Any, options: argparse.Namespace, some: Any = ()) -> None:
-    """Rows, also those with some of the modalities, as tables on standard output, or with --json as one object."""
+def _figures(rows: Any, options: argparse.Namespace, across: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Rows, and those across modalities, as tables on standard output, or with --json as one object."""
     from rich.console import Console
 
-    from mmkt import distributed, report, subsets
+    from mmkt import distributed, report, retrieval, subsets
 
     if distributed.rank() == 0:
         if options.json:
-            print(json.dumps(report.as_json(rows) | ({"subsets": report.as_json(some)["rows"]} if some else {})))
+            print(
+                json.dumps(report.as_json(rows) | {name: report.as_json(some)["rows"] for name, some in across.items() if some})
+            )
         else:
             report.table(rows, Console())
-            subsets.show(some, Console())
+            subsets.show(across.get("subsets", ()), Console())
+            retrieval.show(across.get("retrieval", ()), Console())
 
 
 def predict(options: argparse.Namespace) -> None:

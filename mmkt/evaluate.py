@@ -14,15 +14,16 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import Progress
 
-from mmkt import checkpoint, distributed, report, subsets
+from mmkt import checkpoint, distributed, report, retrieval, subsets
 from mmkt.config import check, override
 from mmkt.data import splits
 from mmkt.data.check import Unreadable
+from mmkt.data.columns import codes
 from mmkt.experiment import Experiment
 from mmkt.feed import Feed
 from mmkt.launcher import use_threads
 from mmkt.model import Model
-from mmkt.parts import ConfigError, Parts
+from mmkt.parts import ConfigError, Parts, nearest
 from mmkt.predictions import judges, predict, predict_subsets
 from mmkt.preparation import open_manifest
 from mmkt.score import About, score
@@ -37,6 +38,7 @@ class Evaluation(NamedTuple):
     rows: list[Row]
     predictions: Predictions
     subsets: Sequence[Row] = ()  # with some of the modalities (``subsets.measure``)
+    retrieval: Sequence[Row] = ()  # from one modality to another (``retrieval.measure``)
 
 
 def evaluate(
@@ -53,15 +55,15 @@ def evaluate(
     accelerator, parts = Accelerator(), Parts(plugins)
     model, config = revived(path, overrides, parts, accelerator, ("data", "evaluate"))
     folder = Path(out) if out else Path(path) / f"evaluation-{config.evaluate.split}"
-    return evaluate_model(model, config, folder, parts, accelerator, lattice=config.evaluate.subsets), folder
+    return evaluate_model(model, config, folder, parts, accelerator, across=True), folder
 
 
 def evaluate_model(
-    model: Model, config: Experiment, folder: Path, parts: Parts, accelerator: Accelerator, *, lattice: bool = False
+    model: Model, config: Experiment, folder: Path, parts: Parts, accelerator: Accelerator, *, across: bool = False
 ) -> Evaluation:
-    """Figures and predictions of a revived model, written to a folder; of every subset of its modalities if wanted."""
+    """Figures and predictions of a revived model, written to a folder; ``across`` modalities too if wanted."""
     feed, bad = feed_of(model, config, config.evaluate.split, parts)
-    found = figures(model, feed, parts, accelerator, lattice)
+    found = figures(model, feed, parts, accelerator, across)
     if distributed.rank() == 0:
         write_figures(folder, found, bad)
     distributed.wait()
@@ -94,27 +96,46 @@ def revived(
     return model, model.config
 
 
-def figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator, lattice: bool = False) -> Evaluation:
-    """Predictions on ``evaluate.split`` and their figures."""
+def figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator, across: bool = False) -> Evaluation:
+    """Predictions on ``evaluate.split`` and their figures; ``across``: of every subset of the modalities, and retrieval."""
     config = model.config
     assert config is not None
-    settings = config.evaluate
+    settings, names, several = config.evaluate, model.modalities, across and len(model.modalities) > 1
+    aligned = any(spec["name"] == "align" for spec in config.objectives.values())
     console = Console(stderr=True)
     chosen = feed.rows(settings.split)
-    some = subsets.every(model.modalities) if lattice and len(model.modalities) > 1 else []
+    some = subsets.every(names) if several and settings.subsets else [names]
+    vectors = several and (aligned if settings.retrieval is None else settings.retrieval)
+    items = _items(feed, chosen, settings.item) if vectors else None
     quiet = distributed.rank() != 0 or not console.is_terminal
     with Progress(*Progress.get_default_columns(), console=console, disable=quiet, transient=True) as bar:
         task = bar.add_task(f"evaluating {settings.split}", total=len(chosen) // distributed.world_size())
         how: Any = {"device": accelerator.device, "autocast": accelerator.autocast, "advance": partial(bar.advance, task)}
-        answers = predict_subsets(model, feed, chosen, some, **how) if some else [predict(model, feed, chosen, **how)]
+        how["vectors"] = vectors
+        answers = predict_subsets(model, feed, chosen, some, **how) if several else [predict(model, feed, chosen, **how)]
     first, *others = distributed.everyone(feed.cuts)
     for line in first.lines(*others):
         distributed.say(line)
-    about = About(Path(config.run).name, "", config.seed, settings.split, "+".join(sorted(model.modalities)), "clean")
-    metrics, predictions = judges(model, settings.metrics, parts), answers[-1]  # of all modalities
-    rows = score(predictions, metrics, about=about, resamples=settings.resamples) if metrics else []
-    measured = subsets.measure(answers, model.modalities, metrics, about=about, resamples=settings.resamples) if some else []
-    return Evaluation(rows, predictions, measured)
+    about = About(Path(config.run).name, "", config.seed, settings.split, "+".join(sorted(names)), "clean")
+    metrics, predictions, times = judges(model, settings.metrics, parts), answers[-1], settings.resamples  # of all modalities
+    rows = score(predictions, metrics, about=about, resamples=times) if metrics else []
+    lattice = subsets.measure(answers, names, metrics, about=about, resamples=times) if len(some) > 1 else []
+    found = [] if items is None else retrieval.measure(predictions, names, items, about=about, resamples=times)
+    kept = [name for name in predictions.table.column_names if not name.startswith("vector.")]
+    return Evaluation(rows, predictions._replace(table=predictions.table.select(kept)), lattice, found)
+
+
+def _items(feed: Feed, rows: np.ndarray, column: str | None) -> np.ndarray:
+    """Which item each row is of, in row order; one without a value is of its own."""
+    own = np.arange(len(rows))
+    if column is None:
+        return own
+    table = feed.manifest.table
+    if column not in table.column_names:
+        words = f"there is no column {column!r}{nearest(column, table.column_names)}; allowed: {', '.join(table.column_names)}"
+        raise ConfigError([("evaluate.item", words)])
+    _, place = codes(table[column].take(np.sort(rows)))
+    return np.where(place < 0, len(rows) + own, place)
 
 
 def list_bad_rows(bad: Sequence[Unreadable], file: Path) -> None:
@@ -124,14 +145,15 @@ def list_bad_rows(bad: Sequence[Unreadable], file: Path) -> None:
 
 
 def write_figures(folder: Path, found: Evaluation, bad: Sequence[Unreadable] = ()) -> None:
-    """``metrics.jsonl``, ``predictions.parquet``; ``subsets.jsonl`` and ``bad_rows.jsonl`` where there are; old ones go."""
+    """``metrics.jsonl``, ``predictions.parquet``; ``subsets``, ``retrieval``, ``bad_rows.jsonl`` where there are; old ones go."""
     with checkpoint.atomic(folder) as new:
         report.append(found.rows, new / "metrics.jsonl")
         meaning = {"tasks": found.predictions.tasks, "vocabularies": found.predictions.vocabularies}
         table = found.predictions.table
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), "mmkt": json.dumps(meaning)})
         pq.write_table(table, new / "predictions.parquet")
-        if found.subsets:
-            report.append(found.subsets, new / "subsets.jsonl")
+        for name in ("subsets", "retrieval"):
+            if getattr(found, name):
+                report.append(getattr(found, name), new / f"{name}.jsonl")
         if bad:
             list_bad_rows(bad, new / "bad_rows.jsonl")

@@ -168,6 +168,10 @@ class Evaluate(Section):
     """Bootstrap draws for the 95 % intervals."""
     subsets: bool = True
     """Every subset of the modalities too, by ``mmkt evaluate``; training's last evaluation is of all of them alone."""
+    retrieval: bool | None = None
+    """Retrieval between modalities too, by ``mmkt evaluate``; by default where the objective ``align`` was trained."""
+    item: str | None = None
+    """A column that says which rows are of one item: several captions of a picture. By default each row is its own."""
 
 
 class Card(Section):

@@ -48,8 +48,7 @@ def predict(
 
     def answer(batch: Batch) -> list[_Part]:
         outputs = model(batch)
-        pooled = {m: x.pooled for m, x in outputs.encoded.items()} | {"fused": outputs.fused.pooled} if vectors else {}
-        return [_Part.of(batch, outputs, {name: x.float().cpu().numpy() for name, x in pooled.items()})]
+        return [_Part.of(batch, outputs, _pooled(outputs) if vectors else {})]
 
     return _predictions(model, feed, rows, device, autocast, advance, answer)[0]
 
@@ -63,6 +62,7 @@ def predict_subsets(
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
     advance: Callable[[int], object] = id,
+    vectors: bool = False,
 ) -> list[Predictions]:
     """As ``predict``, with some of the modalities at a time: encoders run once, what comes after them once a subset.
 
@@ -76,6 +76,7 @@ def predict_subsets(
         device: to compute on.
         autocast: makes the context of mixed precision.
         advance: is told how many rows of this process are done.
+        vectors: as in ``predict``, of the last subset.
 
     Returns:
         By subset, on every process, the whole.
@@ -84,7 +85,9 @@ def predict_subsets(
 
     def answer(batch: Batch) -> list[_Part]:
         encoded = model.encode(batch)
-        return [_Part.of(batch, model.fuse(encoded, keep), {}, keep) for keep in subsets]
+        every = [model.fuse(encoded, keep) for keep in subsets]
+        kept: list[dict[str, np.ndarray]] = [{}] * (len(every) - 1) + [_pooled(every[-1]) if vectors else {}]
+        return [_Part.of(batch, outputs, some, keep) for outputs, some, keep in zip(every, kept, subsets, strict=True)]
 
     return _predictions(model, feed, rows, device, autocast, advance, answer)
 
@@ -101,6 +104,12 @@ class _Part(NamedTuple):
     def of(cls, batch: Batch, outputs: Outputs, vectors: dict[str, np.ndarray], keep: Collection[str] | None = None) -> _Part:
         present = {m: (p if keep is None or m in keep else torch.zeros_like(p)).cpu().numpy() for m, p in batch.present.items()}
         return cls(batch.row.cpu().numpy(), present, {t: x.float().cpu() for t, x in outputs.logits.items()}, vectors)
+
+
+def _pooled(outputs: Outputs) -> dict[str, np.ndarray]:
+    """Every modality's vectors in the shared space, and the fused ones, (B, D)."""
+    pooled = {m: x.pooled for m, x in outputs.encoded.items()} | {"fused": outputs.fused.pooled}
+    return {name: x.float().cpu().numpy() for name, x in pooled.items()}
 
 
 def _predictions(

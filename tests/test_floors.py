@@ -28,7 +28,7 @@ FLOORS = [
         "metrics",
     ],
     ["space", "score", "report", "ranking"],
-    ["model", "subsets", "statistics"],
+    ["model", "subsets", "retrieval", "statistics"],
     ["preparation", "feed", "learner", "card", "start"],
     ["optim", "run", "resume", "predictions", "compare", "stop", "sharding"],
     ["telemetry", "resources", "dry_run", "runs", "conformance"],

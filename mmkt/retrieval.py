@@ -1,0 +1,206 @@
+"""Retrieval between modalities that share a space: ranks, recall, hubness, and the shape of the space."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import combinations, permutations
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor
+
+from mmkt import report
+from mmkt.score import About, draws, interval
+from mmkt.types import Predictions, Row
+
+CELLS = 20_000_000  # similarities held at once: 80 MB
+NEAR = 10  # neighbours that say how much of a hub an item is
+KS = (1, 5, 10)
+ARROW = "→"
+
+
+class Ranks(NamedTuple):
+    """Of every query."""
+
+    first: np.ndarray  # (Q,) the rank of the first right item, from 1
+    precision: np.ndarray  # (Q,) average precision over all right items
+    right: np.ndarray  # (Q,) how many right items there are
+
+
+def rank(queries: Tensor, gallery: Tensor, wanted: Tensor, items: Tensor, handicap: Tensor | None = None) -> Ranks:
+    """Rank a gallery for every query by cosine similarity, some queries at a time: no (Q, G) matrix is ever whole.
+
+    Ties count against the model: what is as similar as the right item stands before it. So vectors that are all alike rank last.
+
+    Args:
+        queries: (Q, D), of length 1.
+        gallery: (G, D), of length 1.
+        wanted: (Q,) long, the item that each query asks for; there has to be one of it.
+        items: (G,) long, what each entry is of; several may be of one item.
+        handicap: (G,) taken off the similarities (``hubness``).
+    """
+    first, precision, right = [], [], []
+    for q, want in zip(_chunks(queries, len(gallery)), _chunks(wanted, len(gallery)), strict=True):
+        similar = q @ gallery.T if handicap is None else q @ gallery.T - handicap
+        relevant = want[:, None] == items
+        number = relevant.sum(1)
+        most = int(number.max())
+        best = similar.masked_fill(~relevant, -math.inf).topk(most).values  # (q, most) of the right ones, the highest first
+        first.append(1 + ((similar >= best[:, :1]) & ~relevant).sum(1))
+        total = torch.zeros(len(q), dtype=torch.float64)
+        for k in range(most):
+            bar = best[:, k : k + 1]
+            share = (best >= bar).sum(1).double() / (similar >= bar).sum(1)
+            total += torch.where(k < number, share, 0.0)
+        precision.append(total / number)
+        right.append(number)
+    return Ranks(*(torch.cat(x).numpy() for x in (first, precision, right)))
+
+
+def hubness(gallery: Tensor, queries: Tensor) -> Tensor:
+    """Half the mean similarity of every entry to its 10 nearest queries: what CSLS (Conneau et al., 2018) takes off.
+
+    Some entries are near to everything and are retrieved for queries that they don't answer. The correction looks at all
+    queries together, so it is for a collection that is searched as a whole, not for one query alone.
+
+    Returns:
+        (G,).
+    """
+    near = min(NEAR, len(queries))
+    return torch.cat([(g @ queries.T).topk(near).values.mean(1) / 2 for g in _chunks(gallery, len(queries))])
+
+
+def gap(x: Tensor, y: Tensor) -> float:
+    """The distance between two modalities' mean vectors (Liang et al., 2022), both of length 1."""
+    return float((x.mean(0) - y.mean(0)).norm())
+
+
+def alignment(x: Tensor, y: Tensor) -> float:
+    """The mean squared distance of pairs (Wang and Isola, 2020), row by row; 0 is the best."""
+    return float((x - y).square().sum(1).mean())
+
+
+def uniformity(x: Tensor) -> float:
+    """Log mean exp(−2 ‖x_i − x_j‖²) over pairs i ≠ j (Wang and Isola, 2020): 0 where all are alike, lower where they spread."""
+    n = len(x)
+    if n < 2:
+        return math.nan
+    total = sum(float((4 * (part @ x.T) - 4).double().exp().sum()) for part in _chunks(x, n))
+    return math.log(max(total - n, 1e-300) / (n * (n - 1)))
+
+
+def _chunks(x: Tensor, width: int) -> Iterator[Tensor]:
+    return iter(x.split(max(1, CELLS // max(1, width))))
+
+
+def by_chance(right: np.ndarray, gallery: int, k: int) -> float:
+    """The recall at k of a random order: 1 − C(G − r, k) / C(G, k), the mean over queries of r right items."""
+    left = [math.comb(gallery - int(r), k) / math.comb(gallery, k) if k <= gallery else 0.0 for r in np.unique(right)]
+    return float(1 - np.dot(left, [np.mean(right == r) for r in np.unique(right)]))
+
+
+# ---------------------------------------------------------------- of a model's answers
+
+
+def measure(
+    predictions: Predictions, modalities: Sequence[str], items: np.ndarray, *, about: About, resamples: int = 1000
+) -> list[Row]:
+    """Retrieval in every direction, and the space's shape, from predictions with their vectors.
+
+    What one modality holds twice of one item (a picture beside each of its captions) is one query and one entry. The task of a
+    row is ``image→text``; its metrics are ``recall@1``, ``@5``, ``@10``, ``median_rank``, ``map``, each with ``.csls`` too
+    (``hubness``), and ``recall@1.chance`` … of a random order. Intervals resample items, whole. Of the task ``space`` are
+    ``gap`` and ``alignment`` of pairs, over rows that have both, and ``uniformity`` of single modalities.
+
+    Args:
+        predictions: with the columns ``vector.M``.
+        modalities: of the model.
+        items: (n,) which item a row is of; every row is one of its own where nothing else is known.
+        about: what the rows have in common.
+        resamples: of the bootstrap; 0 for no intervals.
+    """
+    held = {m: _held(predictions, m, items) for m in modalities}
+    found = []
+
+    def row(task: str, of: Sequence[str], metric: str, values: np.ndarray, n: int) -> None:
+        named = about.run, about.study, about.seed, about.split, task, "+".join(sorted(of)), about.condition
+        found.append(Row(*named, metric, "all", float(values[0]), n, *interval(values[1:])))
+
+    for a, b in permutations([m for m in modalities if len(held[m][0])], 2):
+        (queries, asked), (gallery, there) = held[a], held[b]
+        known = np.isin(asked, there)
+        if not known.any():
+            continue
+        q, wanted = queries[torch.from_numpy(known)], asked[known]
+        units = np.unique(wanted, return_inverse=True)[1]
+        ask = q, gallery, torch.from_numpy(wanted), torch.from_numpy(there)
+        for end, handicap in (("", None), (".csls", hubness(gallery, q))):
+            ranks = rank(*ask, handicap)
+            for metric, values in _figures(ranks, units, resamples).items():
+                row(f"{a}{ARROW}{b}", (a, b), metric + end, values, len(q))
+        for k in KS:
+            row(f"{a}{ARROW}{b}", (a, b), f"recall@{k}.chance", np.array([by_chance(ranks.right, len(gallery), k)]), len(q))
+    for a, b in combinations(modalities, 2):
+        x, y = _pairs(predictions, a, b)
+        for metric, figure in (("gap", gap), ("alignment", alignment)) if len(x) else ():
+            row("space", (a, b), metric, np.array([figure(x, y)]), len(x))
+    for m in modalities:
+        if len(held[m][0]) > 1:
+            row("space", [m], "uniformity", np.array([uniformity(held[m][0])]), len(held[m][0]))
+    return found
+
+
+def _vectors(predictions: Predictions, m: str, rows: np.ndarray) -> Tensor:
+    column = predictions.table[f"vector.{m}"].take(rows)
+    return F.normalize(torch.from_numpy(np.stack(column.to_numpy())) if len(rows) else torch.empty(0, 1), dim=1)
+
+
+def _held(predictions: Predictions, m: str, items: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """A modality's vectors (G, D), each of an item once, and their items (G,)."""
+    rows = np.flatnonzero(predictions.table[f"has.{m}"].to_numpy())
+    vectors = _vectors(predictions, m, rows)
+    seen = {(int(items[r]), v.tobytes()): k for k, (r, v) in reversed(list(enumerate(zip(rows, vectors.numpy()))))}
+    kept = np.array(sorted(seen.values()), dtype=np.int64)
+    return vectors[torch.from_numpy(kept)], items[rows[kept]].astype(np.int64)
+
+
+def _pairs(predictions: Predictions, a: str, b: str) -> tuple[Tensor, Tensor]:
+    there = [predictions.table[f"has.{m}"].to_numpy() for m in (a, b)]
+    rows = np.flatnonzero(there[0] & there[1])
+    return _vectors(predictions, a, rows), _vectors(predictions, b, rows)
+
+
+def _figures(ranks: Ranks, units: np.ndarray, resamples: int) -> dict[str, np.ndarray]:
+    """By metric the value, then its resamples: (1 + R,)."""
+    means = np.stack([*((ranks.first <= k).astype(float) for k in KS), ranks.precision])  # (4, Q)
+    order = np.argsort(ranks.first, kind="stable")
+    found = []
+    for weights in [np.ones((1, len(units))), *draws(units, resamples, 0)]:
+        total = weights.sum(1)
+        half = np.argmax(weights[:, order].cumsum(1) >= total[:, None] / 2, axis=1)  # the lower median
+        found.append(np.stack([*(means @ weights.T / total), ranks.first[order][half]]))
+    names = [*(f"recall@{k}" for k in KS), "map", "median_rank"]
+    return dict(zip(names, np.concatenate(found, 1), strict=True))
+
+
+def show(rows: Sequence[Row], console: Console) -> None:
+    """Print every direction beside chance, plain and corrected, then the space's shape."""
+    by = {(row.task, row.metric): row for row in rows if row.task != "space"}
+    directions = list(dict.fromkeys(task for task, _ in by))
+    for end, words in (("", "retrieval"), (".csls", "retrieval, corrected for hubs (CSLS)")):
+        numbers = {f"R@{k}": [report.cell(by[task, f"recall@{k}{end}"]) for task in directions] for k in KS}
+        numbers["median"] = [f"{by[task, f'median_rank{end}'].value:.0f}" for task in directions]
+        numbers["mAP"] = [f"{by[task, f'map{end}'].value:.3f}" for task in directions]
+        if not end:
+            numbers["chance R@1"] = [f"{by[task, 'recall@1.chance'].value:.3f}" for task in directions]
+        if directions:
+            n = "/".join(str(x) for x in dict.fromkeys(by[task, "map"].n for task in directions))
+            report.columns(f"{words} (n = {n})", {"from": directions}, numbers, console)
+    space = [row for row in rows if row.task == "space"]
+    names = {"of": [row.modalities for row in space], "space": [row.metric for row in space]}
+    if space:
+        report.columns("shared space", names, {"value": [report.cell(row) for row in space]}, console)
