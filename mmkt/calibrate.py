@@ -67,16 +67,15 @@ def calibrate(
     if not tasks:
         raise ConfigError(f"{path} has no head classify, which calibration is of; its heads: {', '.join(model.heads) or 'none'}")
     for task in tasks:
-        for fitted in ("temperature", "conformal"):
-            model.heads[task].vocabulary.pop(fitted, None)
+        model.heads[task].vocabulary.pop("calibration", None)
     feed, _ = feed_of(model, config, split, parts)
     answers = predict(model, feed, feed.rows(split), device=accelerator.device, autocast=accelerator.autocast)
     found = []
     for task in tasks:
         one = _fitted(answers, task, coverage)
         found.append(one)
-        conformal = {"coverage": coverage, "least": one.least, "rows": one.rows}
-        model.heads[task].vocabulary |= {"temperature": one.temperature, "conformal": conformal}
+        known = {"temperature": one.temperature, "coverage": coverage, "least": one.least, "rows": one.rows}
+        model.heads[task].vocabulary["calibration"] = known
     if distributed.rank() == 0:
         checkpoint.write_json(folder / "vocabularies.json", model.vocabularies)
     distributed.wait()

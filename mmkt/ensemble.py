@@ -52,6 +52,8 @@ def ensemble(
     accelerator, parts, members = Accelerator(), Parts(plugins), []
     for place, path in enumerate(paths, 1):
         model, config = revived(path, overrides, parts, accelerator, ("data", "evaluate"))
+        for head in model.heads.values():
+            head.vocabulary.pop("calibration", None)  # of one model's probabilities; the mean's are others
         found = evaluate_model(model, config, Path(out) / f"{place}-{Path(config.run).name}", parts, accelerator)
         members.append(Member(path, model.fusion.reads or model.modalities, found.predictions))
         _refuse_other(members[0], members[-1])
@@ -79,8 +81,8 @@ def _refuse_other(one: Member, two: Member) -> None:
 
 
 def _meaning(vocabulary: Mapping[str, Any]) -> dict[str, Any]:
-    """Classes and units, without how often each occurred in training and how a model's answers were calibrated."""
-    return {name: value for name, value in vocabulary.items() if name not in ("counts", "rows", "temperature", "conformal")}
+    """Classes and units, without how often each occurred in training."""
+    return {name: value for name, value in vocabulary.items() if name not in ("counts", "rows")}
 
 
 def _together(members: Sequence[Member], heads: Mapping[str, Head]) -> Predictions:

@@ -171,7 +171,8 @@ def judges(model: Model, extra: Mapping[str, Mapping[str, Any]], parts: Parts) -
     found: dict[str, list[tuple[str, Metric]]] = {}
     for task, head in model.heads.items():
         kind = type(head).__name__.lower()
-        own = {name: parts.find("metrics", name)() for name in head.metrics}
+        sets = ("coverage", "set_size") if "calibration" in head.vocabulary else ()
+        own = {name: parts.find("metrics", name)() for name in (*head.metrics, *sets)}
         for name, spec in extra.items():
             metric = parts.build("metrics", spec)
             if kind in metric.heads:

@@ -122,8 +122,8 @@ def test_a_checkpoint_keeps_what_is_fitted(best, trained, capfd):
     assert status == 0, err
     (one,) = json.loads(out)["tasks"]
     vocabulary = json.loads((best / "vocabularies.json").read_text())["kind"]
-    assert vocabulary["temperature"] == one["temperature"]
-    assert vocabulary["conformal"] == {"coverage": 0.8, "least": one["least"], "rows": 24}
+    told = {"temperature": one["temperature"], "coverage": 0.8, "least": one["least"], "rows": 24}
+    assert vocabulary["calibration"] == told
     assert one["nll"][1] < one["nll"][0]
     on = "evaluate.split=validation", "evaluate.resamples=0"
     after, before = (evaluate(str(path), [*on])[0] for path in (best, trained))

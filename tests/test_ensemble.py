@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -9,6 +11,7 @@ import torch
 from conftest import call, experiment, refused, rows_of_three, settings, write
 
 from mmkt import launch
+from mmkt.calibrate import calibrate
 from mmkt.ensemble import ensemble
 from mmkt.heads.classify import Classify
 from mmkt.heads.regress import Regress
@@ -52,6 +55,17 @@ def test_probabilities_are_averaged_over_those_that_know(members, tmp_path):
     accuracy = next(row for row in rows if row.metric == "accuracy" and row.group == "all")
     assert accuracy.value == pytest.approx(right.mean())
     assert accuracy.modalities == "image+text"
+
+
+def test_what_was_fitted_to_one_model_is_not_the_ensembles(members, tmp_path):
+    calibrated = [shutil.copytree(member, tmp_path / str(k)) for k, member in enumerate(members)]
+    for member in calibrated:
+        calibrate(str(member))
+        assert "calibration" in (member / "vocabularies.json").read_text()
+    plain, _ = ensemble(members, out=str(tmp_path / "plain"))
+    rows, folder = ensemble([str(member) for member in calibrated], out=str(tmp_path / "plain-too"))
+    assert [row.value for row in rows] == pytest.approx([row.value for row in plain], nan_ok=True)
+    assert "kind.set" not in pq.read_schema(folder / "predictions.parquet").names
 
 
 def test_heads_average_what_they_mean():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from conftest import call, experiment, refused, rows_of_three, settings, write
 from safetensors.torch import load_file
 
 from mmkt import launch
+from mmkt.calibrate import calibrate
 from mmkt.layers import text_blocks, transport
 from mmkt.learner import Learner
 from mmkt.model import Model
@@ -370,6 +372,13 @@ def test_a_teacher_answers_in_the_students_unit(data, tmp_path):
     told = head.decode(objective.target[objective.place[:5]])["prediction"]
     asked = Model.from_pretrained(whom).predict([{m: row[m] for m in ("text", "image")} for row in rows[:5]])
     assert told == pytest.approx([answer["size"]["prediction"] for answer in asked], abs=1e-4)
+
+
+def test_a_calibrated_teacher_teaches_what_it_answers(data, teacher, tmp_path):
+    whom = shutil.copytree(teacher, tmp_path / "calibrated")
+    (one,) = calibrate(str(whom), coverage=0.8)
+    told, raw = (launch.build(experiment(distilling(data, path))).learner.objectives["teacher"] for path in (whom, teacher))
+    torch.testing.assert_close(told.target, raw.target / one.temperature)
 
 
 def test_a_teacher_without_the_task_or_with_another_kind_of_head(data, teacher, tmp_path):

@@ -23,8 +23,6 @@ class Classify(Head):
         super().__init__()
         self.vocabulary = vocabulary
         self.drop, self.linear = nn.Dropout(dropout), nn.Linear(dim, self.outputs(vocabulary))
-        if "conformal" in vocabulary:
-            self.metrics = (*self.metrics, "coverage", "set_size")  # type: ignore[assignment, misc]
 
     @classmethod
     def learn(cls, values: Sequence[Any]) -> dict[str, Any]:
@@ -64,11 +62,11 @@ class Classify(Head):
 
     def temper(self, logits: Tensor) -> Tensor:
         """Divided by the temperature (Guo et al., 2017)."""
-        return logits / self.vocabulary.get("temperature", 1.0)
+        return logits / self.vocabulary.get("calibration", {}).get("temperature", 1.0)
 
     def sets(self, logits: Tensor) -> dict[str, list[Any]]:
         """The classes that are probable enough to reach the coverage that was asked for."""
-        if "conformal" not in self.vocabulary:
+        if "calibration" not in self.vocabulary:
             return {}
-        least, classes = self.vocabulary["conformal"]["least"], self.vocabulary["classes"]
+        least, classes = self.vocabulary["calibration"]["least"], self.vocabulary["classes"]
         return {"set": [[c for c, on in zip(classes, row) if on] for row in (logits.double().softmax(1) >= least).tolist()]}

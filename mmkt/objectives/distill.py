@@ -131,8 +131,9 @@ def _distances_and_angles(x: Tensor, every: Tensor) -> tuple[Tensor, Tensor]:
 
 def _translated(logits: Tensor, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Tensor:
     """A teacher's logits in the student's terms: its order of classes, its unit of a number."""
-    if theirs.keys() != ours.keys():
-        found = f"the teacher's has {', '.join(theirs)}, the student's {', '.join(ours)}"
+    kinds = [[key for key in vocabulary if key != "calibration"] for vocabulary in (theirs, ours)]
+    if set(kinds[0]) != set(kinds[1]):
+        found = f"the teacher's has {', '.join(kinds[0])}, the student's {', '.join(kinds[1])}"
         raise ValueError(f"the task's heads are of two kinds ({found}): give it one kind of head, or say of: features")
     if "std" in ours:  # of a regression, each in standard deviations of its own training split
         return (logits * theirs["std"] + theirs["mean"] - ours["mean"]) / ours["std"]
