@@ -10,6 +10,7 @@ import pytest
 from mmkt.data.manifest import fingerprint, read
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+import bench_evaluate
 import bench_fusion
 import bench_manifest
 import synthetic
@@ -66,3 +67,19 @@ def test_a_broken_declaration_is_named():
     assert synthetic.verdict(facts, "xor", 0.9, 0.997) == "no interaction"
     assert synthetic.verdict(facts, "lost", 0.93, 0.958) == "exact (lost)"
     assert synthetic.verdict(facts, "lost", 0.95, 0.958) == synthetic.verdict(facts, "xor", 0.6, 0.997) == ""
+
+
+def test_all_subsets_over_a_plain_pass(tiny_settings, config_file, monkeypatch, capsys):
+    words = [str(config_file(tiny_settings)), "--fusions", "concat", "sum", "--rows", "12", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["bench_evaluate.py", *words])
+    bench_evaluate.main()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.split()[0] in ("concat", "sum")]
+    for _, plain, every, times, _, _ in lines:
+        assert float(times) == pytest.approx(float(every) / float(plain), rel=0.5)
+    assert len(lines) == 2
+
+
+def test_retrieval_among_many(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench_evaluate.py", "--retrieval", "300", "--dim", "32"])
+    bench_evaluate.main()
+    assert "300 queries among as many entries, plain and CSLS: " in capsys.readouterr().out
