@@ -23,6 +23,8 @@ from mmkt.parts import ConfigError, Parts
 from mmkt.predictions import predict
 from mmkt.types import Predictions
 
+NOTE = "On the rows that it was fitted on, which also chose the checkpoint: mmkt evaluate, to be run again, says more."
+
 
 class Calibrated(NamedTuple):
     """Of a task."""
@@ -42,7 +44,9 @@ def calibrate(
 ) -> list[Calibrated]:
     """Fit a temperature and the threshold of prediction sets for every task with classes, and save them with the checkpoint.
 
-    Both come from ``data.validation`` alone. ``vocabularies.json`` takes them; what was fitted before is forgotten.
+    Both come from ``data.validation`` alone, so that test stays unread. Coverage is promised for rows like those that it was
+    fitted on, and validation has also chosen the checkpoint (and the temperature): strictly it takes a split of its own,
+    ``data.validation=calibration``. ``vocabularies.json`` takes what is found; what was fitted before is forgotten.
 
     Args:
         path: a checkpoint's folder.
@@ -88,15 +92,13 @@ def _fitted(answers: Predictions, task: str, coverage: float) -> Calibrated:
     if not len(column):
         raise ConfigError(f"no row of the validation split has a label of {task}: name another split in data.validation")
     labels = pc.index_in(column, value_set=pa.array(answers.vocabularies[task]["classes"]).cast(column.type)).to_numpy()
-    logits = np.stack(labelled.table[f"{task}.logits"].to_numpy()).astype(np.float64)
-    t = temperature(logits, labels)
-    probabilities = softmax(logits / t, axis=1)
+    logits = np.stack(labelled.table[f"{task}.logits"].to_numpy())
+    t = temperature(logits.astype(np.float64), labels)
+    after = logits / np.float32(t)  # rounded as answers are
+    probabilities = softmax(after.astype(np.float64), axis=1)
     least = threshold(probabilities, labels, coverage)
-    tempered = labelled._replace(
-        table=labelled.table.set_column(
-            labelled.table.column_names.index(f"{task}.logits"), f"{task}.logits", pa.array(list(logits / t))
-        )
-    )
+    place = labelled.table.column_names.index(f"{task}.logits")
+    tempered = labelled._replace(table=labelled.table.set_column(place, f"{task}.logits", pa.array(list(after))))
     every = np.ones((1, len(labels)))
     nll, ece = ([float(metric(some, task, every)["all"][0]) for some in (labelled, tempered)] for metric in (Nll(), Ece()))
     return Calibrated(task, len(labels), t, nll, ece, coverage, least, float((probabilities >= least).sum(1).mean()))
@@ -117,4 +119,4 @@ def show(found: Sequence[Calibrated], console: Console) -> None:
         if not one.least:
             few = f"{one.task}: {one.rows} rows are too few for a coverage of {one.coverage:g}: its sets hold every class"
             console.print(Text(few))
-    console.print(Text("On the rows that it was fitted on; mmkt evaluate, to be run again now, says how it does on others."))
+    console.print(Text(NOTE))

@@ -69,6 +69,8 @@ def compare(
     Raises:
         ConfigError: too few, no evaluation, other rows or labels, a metric that can't judge.
     """
+    if resamples < 1:
+        raise ConfigError(f"--resamples is 1 or more, such as 10000, found {resamples}")
     if len(paths) < 2:
         raise ConfigError(f"give two or more to compare, found {len(paths)}")
     names, found = _names(paths), [read(path, split) for path in paths]
@@ -155,7 +157,7 @@ def _judges(found: Predictions, wanted: Sequence[str], parts: Parts) -> list[tup
         if task not in heads:
             raise ConfigError(f"--metric: there is no task {task!r}{nearest(task, heads)}; allowed: {', '.join(heads)}")
         kinds: dict[str, Any] = {known: parts.find("metrics", known) for known in parts.files("metrics")}
-        known = [other for other, cls in kinds.items() if found.tasks[task] in cls.heads and cls.resamples]
+        known = [other for other, cls in kinds.items() if found.tasks[task] in cls.heads and cls.resamples and cls.overall]
         if name not in known:
             raise ConfigError(f"--metric: {name!r} does not judge {task}{nearest(name, known)}; allowed: {', '.join(known)}")
         chosen.append((task, name, kinds[name]()))

@@ -100,29 +100,58 @@ def figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator, ac
     """Predictions on ``evaluate.split`` and their figures; ``across``: of every subset of the modalities, and retrieval."""
     config = model.config
     assert config is not None
-    settings, names, several = config.evaluate, model.modalities, across and len(model.modalities) > 1
-    aligned = any(spec["name"] == "align" for spec in config.objectives.values())
-    console = Console(stderr=True)
-    chosen = feed.rows(settings.split)
-    some = subsets.every(names) if several and settings.subsets else [names]
-    vectors = several and (aligned if settings.retrieval is None else settings.retrieval)
-    items = _items(feed, chosen, settings.item) if vectors else None
+    settings, names = config.evaluate, model.modalities
+    console, chosen = Console(stderr=True), feed.rows(settings.split)
+    lattice, vectors = _across(config, names) if across else (False, False)
+    some = subsets.every(names) if lattice else [names]
+    about_items = (_items(feed, chosen, settings.item), _cells(feed, chosen)) if vectors else None
     quiet = distributed.rank() != 0 or not console.is_terminal
     with Progress(*Progress.get_default_columns(), console=console, disable=quiet, transient=True) as bar:
         task = bar.add_task(f"evaluating {settings.split}", total=len(chosen) // distributed.world_size())
         how: Any = {"device": accelerator.device, "autocast": accelerator.autocast, "advance": partial(bar.advance, task)}
         how["vectors"] = vectors
-        answers = predict_subsets(model, feed, chosen, some, **how) if several else [predict(model, feed, chosen, **how)]
+        answers = predict_subsets(model, feed, chosen, some, **how) if lattice else [predict(model, feed, chosen, **how)]
     first, *others = distributed.everyone(feed.cuts)
     for line in first.lines(*others):
         distributed.say(line)
     about = About(Path(config.run).name, "", config.seed, settings.split, "+".join(sorted(names)), "clean")
     metrics, predictions, times = judges(model, settings.metrics, parts), answers[-1], settings.resamples  # of all modalities
     rows = score(predictions, metrics, about=about, resamples=times) if metrics else []
-    lattice = subsets.measure(answers, names, metrics, about=about, resamples=times) if len(some) > 1 else []
-    found = [] if items is None else retrieval.measure(predictions, names, items, about=about, resamples=times)
+    by_subset = subsets.measure(answers, names, metrics, about=about, resamples=times) if lattice else []
+    found = retrieval.measure(predictions, names, *about_items, about=about, resamples=times) if about_items else []
     kept = [name for name in predictions.table.column_names if not name.startswith("vector.")]
-    return Evaluation(rows, predictions._replace(table=predictions.table.select(kept)), lattice, found)
+    return Evaluation(rows, predictions._replace(table=predictions.table.select(kept)), by_subset, found)
+
+
+def _across(config: Experiment, names: Sequence[str]) -> tuple[bool, bool]:
+    """Whether every subset is evaluated, and retrieval.
+
+    Raises:
+        ConfigError: what is asked for cannot be.
+    """
+    settings, count = config.evaluate, len(names)
+    aligned = any(spec["name"] == "align" for spec in config.objectives.values())
+    for name in ("subsets", "retrieval"):
+        if getattr(settings, name) and count < 2:
+            words = f"takes two modalities or more, and the model has {names[0]} alone: leave it out"
+            raise ConfigError([(f"evaluate.{name}", words)])
+    lattice = 2 <= count <= subsets.USUAL if settings.subsets is None else settings.subsets
+    vectors = count > 1 and (aligned if settings.retrieval is None else settings.retrieval)
+    if settings.item is not None and not vectors:
+        words = "is of retrieval, which is not evaluated: say evaluate.retrieval=true, or leave it out"
+        raise ConfigError([("evaluate.item", words)])
+    if count > subsets.USUAL and settings.subsets is None:
+        distributed.say(f"{count} modalities have {2**count - 1} subsets, which are left out: evaluate.subsets=true brings them")
+    return lattice, vectors
+
+
+def _cells(feed: Feed, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """By modality, rows with equal cells have equal numbers; those of several columns are each their own."""
+    found = {}
+    for m, column in feed.columns.items():
+        one = isinstance(column, str) and column in feed.manifest.table.column_names
+        found[m] = codes(feed.manifest.table[column].take(np.sort(rows)))[1] if one else np.arange(len(rows))
+    return found
 
 
 def _items(feed: Feed, rows: np.ndarray, column: str | None) -> np.ndarray:

@@ -166,8 +166,8 @@ class Evaluate(Section):
     """Beside each head's own, or one of those with other settings."""
     resamples: Annotated[int, Field(ge=0)] = 1000
     """Bootstrap draws for the 95 % intervals."""
-    subsets: bool = True
-    """Every subset of the modalities too, by ``mmkt evaluate``; training's last evaluation is of all of them alone."""
+    subsets: bool | None = None
+    """Every subset of the modalities too, by ``mmkt evaluate``; by default where there are 2 to 6 modalities."""
     retrieval: bool | None = None
     """Retrieval between modalities too, by ``mmkt evaluate``; by default where the objective ``align`` was trained."""
     item: str | None = None

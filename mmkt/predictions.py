@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -79,7 +80,7 @@ def predict_subsets(
         vectors: as in ``predict``, of the last subset.
 
     Returns:
-        By subset, on every process, the whole.
+        By subset, on every process, the whole; without ``id``, ``split``, ``domain`` and ``group`` but for the last one.
     """
     assert not distributed.is_sharded(model), "the parts of a sharded model are gathered by running it as a whole"
 
@@ -132,7 +133,8 @@ def _predictions(
     finally:
         model.train(training)
     parts = [part for every in distributed.everyone(found) for part in every]
-    return [_gathered(model, feed, rows, list(same)) for same in zip(*parts, strict=True)]
+    *some, last = zip(*parts, strict=True)
+    return [*(_gathered(model, feed, rows, same, bare=True) for same in some), _gathered(model, feed, rows, last)]
 
 
 def _batches(model: Model, feed: Feed, rows: np.ndarray) -> Iterator[Batch]:
@@ -143,10 +145,10 @@ def _batches(model: Model, feed: Feed, rows: np.ndarray) -> Iterator[Batch]:
     return feed.evaluation(rows)
 
 
-def _gathered(model: Model, feed: Feed, rows: np.ndarray, parts: Sequence[_Part]) -> Predictions:
-    """What every process found, batch by batch, as one table in row order."""
+def _gathered(model: Model, feed: Feed, rows: np.ndarray, parts: Sequence[_Part], bare: bool = False) -> Predictions:
+    """What every process found, batch by batch, as one table in row order; ``bare``: without what is said of a row itself."""
     order = np.argsort(np.concatenate([part.row for part in parts]), kind="stable")
-    table = feed.manifest.table.select(["id", "split", "domain", "group"]).take(np.sort(rows))
+    table = feed.manifest.table.select([] if bare else ["id", "split", "domain", "group"]).take(np.sort(rows))
     columns: dict[str, Any] = {"row": np.sort(rows)} | {name: table[name] for name in table.column_names}
     assert len(order) == len(rows), "a row was lost or doubled"
     for m in model.modalities:
@@ -155,7 +157,10 @@ def _gathered(model: Model, feed: Feed, rows: np.ndarray, parts: Sequence[_Part]
         scores = head.temper(torch.cat([part.logits[task] for part in parts])[torch.from_numpy(order)])
         column = feed.label_column(task)
         known = column in feed.manifest.table.column_names
-        columns[f"{task}.label"] = feed.manifest.table[column].take(np.sort(rows)) if known else pa.nulls(len(rows))
+        labels = feed.manifest.table[column].take(np.sort(rows)) if known else pa.nulls(len(rows))
+        if pa.types.is_floating(labels.type):
+            labels = pc.if_else(pc.is_nan(labels), None, labels)  # unlabelled too, as in training
+        columns[f"{task}.label"] = labels
         columns |= {f"{task}.{name}": values for name, values in (head.decode(scores) | head.sets(scores)).items()}
         columns[f"{task}.logits"] = pa.array(list(scores.numpy()), pa.list_(pa.float32()))
     for name in parts[0].vectors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, permutations
 from typing import NamedTuple
 
@@ -107,7 +107,13 @@ def by_chance(right: np.ndarray, gallery: int, k: int) -> float:
 
 
 def measure(
-    predictions: Predictions, modalities: Sequence[str], items: np.ndarray, *, about: About, resamples: int = 1000
+    predictions: Predictions,
+    modalities: Sequence[str],
+    items: np.ndarray,
+    cells: Mapping[str, np.ndarray],
+    *,
+    about: About,
+    resamples: int = 1000,
 ) -> list[Row]:
     """Retrieval in every direction, and the space's shape, from predictions with their vectors.
 
@@ -120,10 +126,14 @@ def measure(
         predictions: with the columns ``vector.M``.
         modalities: of the model.
         items: (n,) which item a row is of; every row is one of its own where nothing else is known.
+        cells: by modality (n,), equal where two rows hold the same.
         about: what the rows have in common.
         resamples: of the bootstrap; 0 for no intervals.
+
+    Raises:
+        ValueError: vectors that are not finite.
     """
-    held = {m: _held(predictions, m, items) for m in modalities}
+    held = {m: _held(predictions, m, items, cells[m]) for m in modalities}
     found = []
 
     def row(task: str, of: Sequence[str], metric: str, values: np.ndarray, n: int) -> None:
@@ -155,17 +165,21 @@ def measure(
 
 
 def _vectors(predictions: Predictions, m: str, rows: np.ndarray) -> Tensor:
-    column = predictions.table[f"vector.{m}"].take(rows)
-    return F.normalize(torch.from_numpy(np.stack(column.to_numpy())) if len(rows) else torch.empty(0, 1), dim=1)
+    if not len(rows):
+        return torch.empty(0, 1)
+    vectors = np.stack(predictions.table[f"vector.{m}"].take(rows).to_numpy())
+    bad = int((~np.isfinite(vectors)).any(1).sum())
+    if bad:
+        raise ValueError(f"{bad} of {len(rows)} vectors of {m} are not finite numbers, so nothing is near to them")
+    return F.normalize(torch.from_numpy(vectors), dim=1)
 
 
-def _held(predictions: Predictions, m: str, items: np.ndarray) -> tuple[Tensor, np.ndarray]:
-    """A modality's vectors (G, D), each of an item once, and their items (G,)."""
+def _held(predictions: Predictions, m: str, items: np.ndarray, cells: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """A modality's vectors (G, D), each cell of an item once, and their items (G,)."""
     rows = np.flatnonzero(predictions.table[f"has.{m}"].to_numpy())
-    vectors = _vectors(predictions, m, rows)
-    seen = {(int(items[r]), v.tobytes()): k for k, (r, v) in reversed(list(enumerate(zip(rows, vectors.numpy()))))}
-    kept = np.array(sorted(seen.values()), dtype=np.int64)
-    return vectors[torch.from_numpy(kept)], items[rows[kept]].astype(np.int64)
+    _, firsts = np.unique(np.stack([items[rows], cells[rows]]), axis=1, return_index=True)
+    kept = rows[np.sort(firsts)]
+    return _vectors(predictions, m, kept), items[kept].astype(np.int64)
 
 
 def _pairs(predictions: Predictions, a: str, b: str) -> tuple[Tensor, Tensor]:

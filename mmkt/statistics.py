@@ -104,19 +104,29 @@ def exchanged(first: Predictions, other: Predictions, task: str, metric: Metric,
         metric: whose difference is tested.
         times: draws.
         seed: of the draws.
+
+    Returns:
+        p; NaN where the metric is undefined.
     """
-    n = first.table.num_rows
-    names = [name for name in first.table.column_names if name.startswith(f"{task}.") and name in other.table.column_names]
-    both = first._replace(table=pa.concat_tables([first.table.select(names), other.table.select(names)]))
+    n, columns = first.table.num_rows, {}
+    for name in ("label", "prediction", "logits"):
+        name = f"{task}.{name}"
+        if name in first.table.column_names and name in other.table.column_names:
+            # by values: a list that is empty in every row has no type of its own
+            columns[name] = [*first.table[name].to_pylist(), *other.table[name].to_pylist()]
+    both = first._replace(table=pa.table(columns))
 
-    def difference(swap: np.ndarray) -> np.ndarray:  # (r, n) → (r,)
+    def figures(swap: np.ndarray) -> np.ndarray:  # (r, n) → (2, r)
         stays = 1 - swap
-        one, two = (metric(both, task, np.concatenate(parts, 1))["all"] for parts in ((stays, swap), (swap, stays)))
-        return two - one
+        return np.stack([metric(both, task, np.concatenate(parts, 1))["all"] for parts in ((stays, swap), (swap, stays))])
 
-    seen = difference(np.zeros((1, n)))[0]
+    one, two = figures(np.zeros((1, n)))[:, 0]
+    if np.isnan(two - one):
+        return np.nan
+    # equal differences may be summed in another order: their last digits are those of the figures
+    least = abs(two - one) - 1e-9 * max(abs(one), abs(two))
     random, step, beyond = np.random.default_rng(seed), max(1, CELLS // (2 * n)), 1
     for start in range(0, times, step):
-        drawn = difference(random.integers(2, size=(min(step, times - start), n)).astype(np.float64))
-        beyond += int((np.abs(drawn) >= abs(seen) - 1e-12).sum())
+        drawn = figures(random.integers(2, size=(min(step, times - start), n)).astype(np.float64))
+        beyond += int((np.abs(drawn[1] - drawn[0]) >= least).sum())
     return beyond / (times + 1)

@@ -14,7 +14,7 @@ from mmkt.games import interactions, shapley
 from mmkt.score import About, interval, resampled
 from mmkt.types import Metric, Predictions, Row
 
-MOST = 8  # modalities: 255 subsets
+USUAL, MOST = 6, 8  # modalities, whose 63 and 255 subsets are evaluated by default, and if asked for
 NONE = "none"  # the name of the empty subset
 
 
@@ -40,7 +40,7 @@ def measure(
     about: About,
     resamples: int = 1000,
 ) -> list[Row]:
-    """The lattice of subsets, by each task's first metric that can be resampled, over the same rows for all.
+    """The lattice of subsets, by each task's first metric that is not by class alone and can be resampled; same rows for all.
 
     ``METRIC`` is of a subset itself. All else counts up where the metric gets better, v(S) of a subset S:
 
@@ -67,7 +67,7 @@ def measure(
     """
     found = []
     for task, metrics in judges.items():
-        name, metric = next(((n, m) for n, m in metrics if m.resamples), ("", None))
+        name, metric = next(((n, m) for n, m in metrics if m.resamples and m.overall), ("", None))
         if metric is None:
             continue
         values = np.stack([resampled(some, task, metric, resamples) for some in answers])  # (2^M, 1 + R)

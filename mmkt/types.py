@@ -404,6 +404,7 @@ class Metric(ABC):
     heads: ClassVar[tuple[str, ...]]  # names of the heads it can judge
     higher_is_better: ClassVar[bool] = True
     resamples: ClassVar[bool] = True  # False for a report without intervals
+    overall: ClassVar[bool] = True  # False for figures by class alone
 
     @abstractmethod
     def __call__(self, predictions: Predictions, task: str, weights: Any) -> dict[str, Any]:

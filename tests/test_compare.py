@@ -15,6 +15,7 @@ from scipy.stats import binom
 from mmkt.compare import compare, read
 from mmkt.evaluate import Evaluation, evaluate, write_figures
 from mmkt.metrics.accuracy import Accuracy
+from mmkt.metrics.auroc import Auroc
 from mmkt.metrics.mae import Mae
 from mmkt.statistics import exchanged, mcnemar
 from mmkt.types import Predictions
@@ -73,6 +74,30 @@ def test_chance_is_claimed_as_often_as_said(gap):
         assert np.sum(found) <= binom.ppf(0.99, 200, 0.05)
 
 
+def test_a_unit_changes_no_p():
+    one, two = np.random.default_rng(0).normal(size=(2, 60))
+    two[3:] = one[3:]  # many exchanges give just the difference that is seen
+    small, large = (exchanged(numbers(one * unit), numbers(two * unit), "k", Mae(), 2000) for unit in (1.0, 1e7))
+    assert small == large
+
+
+def test_what_is_undefined_has_no_p():
+    alike = answers([True] * 6, label=np.zeros(6, dtype=int))
+    assert np.isnan(exchanged(alike, alike, "k", Auroc(), 50))
+
+
+def tags(said) -> Predictions:
+    logits = np.where([["a" in x] for x in said], 1.0, -1.0).astype(np.float32)
+    table = pa.table({"id": np.arange(len(said)), "k.label": [["a"]] * len(said), "k.prediction": said, "k.logits": list(logits)})
+    return Predictions(table, {"k": "tag"}, {"k": {"classes": ["a"], "rows": 3}})
+
+
+def test_a_model_that_never_tags_is_compared(tmp_path):
+    paths = [folder(tmp_path, name, tags(said)) for name, said in (("some", [["a"], [], ["a"]]), ("none", [[], [], []]))]
+    (line,) = compare(paths, metrics=["k/accuracy"], resamples=50)
+    assert (line.only_first, line.only_other) == (2, 0)
+
+
 def test_figures_and_holm(tmp_path):
     base, same, better = np.arange(200) % 4 == 0, np.arange(200) % 4 == 1, np.arange(200) % 4 != 3
     paths = [folder(tmp_path, name, answers(x)) for name, x in (("base", base), ("same", same), ("better", better))]
@@ -118,8 +143,11 @@ def test_other_rows_are_refused(tmp_path):
         compare([one])
     with pytest.raises(ValueError, match=r"no task 'kk'; did you mean 'k'\?; allowed: k"):
         compare([one, one], metrics=["kk/accuracy"])
-    with pytest.raises(ValueError, match="'mae' does not judge k"):
-        compare([one, one], metrics=["k/mae"])
+    for name in ("mae", "f1"):  # the second is by class alone
+        with pytest.raises(ValueError, match=f"'{name}' does not judge k"):
+            compare([one, one], metrics=[f"k/{name}"])
+    with pytest.raises(ValueError, match="--resamples is 1 or more, such as 10000, found 0"):
+        compare([one, one], resamples=0)
 
 
 def test_the_command(trained, tmp_path, capfd):

@@ -93,9 +93,8 @@ def test_several_captions_a_picture():
     pictures, captions = unit(5), unit(15, seed=1)
     items = np.repeat(np.arange(5), 3)
     texts = [None if item == 4 else captions[k] for k, item in enumerate(items)]
-    found = retrieval.measure(
-        answers(text=texts, image=[pictures[i] for i in items]), ["text", "image"], items, about=About(), resamples=50
-    )
+    told, cells = answers(text=texts, image=[pictures[i] for i in items]), {"text": np.arange(15), "image": items}
+    found = retrieval.measure(told, ["text", "image"], items, cells, about=About(), resamples=50)
     by = {(row.task, row.metric): row for row in found}
     there, to = by["text→image", "map"], by["image→text", "map"]
     assert (there.n, to.n) == (12, 4)
@@ -111,8 +110,17 @@ def test_several_captions_a_picture():
     assert {row.modalities for row in found if row.metric == "uniformity"} == {"text", "image"}
 
 
+def test_vectors_that_are_not_finite_are_refused():
+    broken = unit(4).clone()
+    broken[2, 1] = torch.nan
+    own = {"a": np.arange(4), "b": np.arange(4)}
+    with pytest.raises(ValueError, match="1 of 4 vectors of a are not finite"):
+        retrieval.measure(answers(a=list(broken), b=list(unit(4))), ["a", "b"], np.arange(4), own, about=About())
+
+
 def test_a_modality_that_nobody_has_is_left_out():
-    found = retrieval.measure(answers(a=list(unit(4)), b=[None] * 4), ["a", "b"], np.arange(4), about=About(), resamples=0)
+    own = {"a": np.arange(4), "b": np.arange(4)}
+    found = retrieval.measure(answers(a=list(unit(4)), b=[None] * 4), ["a", "b"], np.arange(4), own, about=About(), resamples=0)
     assert {(row.task, row.metric) for row in found} == {("space", "uniformity")}
 
 
@@ -135,6 +143,9 @@ def test_aligned_training_is_retrieved(tiny_settings, capfd, tmp_path):
     assert again == pytest.approx({(row.task, row.metric): row.value for row in rows if row.task != "space"}, abs=1e-6)
     assert "evaluate.item: there is no column 'kinds'; did you mean 'kind'" in refused(
         capfd, "evaluate", best, "evaluate.item=kinds"
+    )
+    assert "is of retrieval, which is not evaluated" in refused(
+        capfd, "evaluate", best, "evaluate.retrieval=false", "evaluate.item=kind"
     )
     call(capfd, "evaluate", best, "--out", tmp_path / "out", "evaluate.retrieval=false")
     assert not (tmp_path / "out/retrieval.jsonl").exists()

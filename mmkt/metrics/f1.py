@@ -12,6 +12,7 @@ class F1(Metric):
     """Harmonic mean of precision and recall, class by class; NaN for a class in neither labels nor predictions."""
 
     heads = ("classify", "tag")
+    overall = False
 
     def __call__(self, predictions: Predictions, task: str, weights: Any) -> dict[str, Any]:
         """Under ``"class=…"``, (R,) each."""

@@ -12,6 +12,7 @@ class Precision(Metric):
     """Share of the rows given a class that have it; 0 for one never given, NaN for one that no label has either."""
 
     heads = ("classify", "tag")
+    overall = False
 
     def __call__(self, predictions: Predictions, task: str, weights: Any) -> dict[str, Any]:
         """Under ``"class=…"``, (R,) each."""

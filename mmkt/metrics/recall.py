@@ -12,6 +12,7 @@ class Recall(Metric):
     """Share of the rows of a class that were given it; 0 for one that no label has, NaN for one never given either."""
 
     heads = ("classify", "tag")
+    overall = False
 
     def __call__(self, predictions: Predictions, task: str, weights: Any) -> dict[str, Any]:
         """Under ``"class=…"``, (R,) each."""

@@ -176,7 +176,7 @@ def _judged(study: Study) -> tuple[str, str, bool]:
         raise ConfigError([("metric", f"there is no task {task!r}{nearest(task, heads)}; allowed: {', '.join(heads)}")])
     kind = config.model.heads[task]["name"]
     metrics: dict[str, Any] = {name: parts.find("metrics", name) for name in parts.files("metrics")}
-    known = [name for name, metric in metrics.items() if kind in metric.heads and metric.resamples]
+    known = [name for name, metric in metrics.items() if kind in metric.heads and metric.resamples and metric.overall]
     name = name or heads[task].metrics[0]
     if name not in known:
         raise ConfigError([("metric", f"{name!r} does not judge {task}{nearest(name, known)}; allowed: {', '.join(known)}")])

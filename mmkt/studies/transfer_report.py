@@ -97,7 +97,7 @@ def _sentence(results: Results, gain: Gain) -> str:
     verdict = {
         "gain": "a gain",
         "loss": "a loss",
-        "not distinguishable": f"no gain that can be told{_needed(what)}",
+        "not distinguishable": f"no gain that can be told{_needed(gain)}",
         "sighting": f"a sighting ({what.seeds} seed{'s' * (what.seeds > 1)}), no verdict",
     }[gain.verdict]
     text = f"{pair}: {verdict}."
@@ -113,7 +113,10 @@ def _where(gain: Gain) -> str:
     return gain.method + ("" if gain.fraction == 1 else f" with {gain.fraction:.3g} of the labels")
 
 
-def _needed(what: Difference) -> str:
+def _needed(gain: Gain) -> str:
+    what = gain.swept
+    if what.low > 0 or what.high < 0:
+        return f" (p {what.p:.2g} by itself, which the correction over the methods takes to {gain.p:.2g})"
     if math.isnan(what.needed):
         return ""
     if what.needed <= what.seeds:
