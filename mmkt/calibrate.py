@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.text import Text
-from scipy.special import softmax
 
 from mmkt import checkpoint, distributed, report
-from mmkt.calibration import temperature, threshold
+from mmkt.calibration import conformal_threshold, fit_temperature
 from mmkt.evaluate import feed_of, revived
+from mmkt.metrics._columns import labels, logits
 from mmkt.metrics.ece import Ece
 from mmkt.metrics.nll import Nll
 from mmkt.parts import ConfigError, Parts
 from mmkt.predictions import predict
-from mmkt.types import Predictions
+from mmkt.score import labelled
+from mmkt.types import Head, Predictions
 
 NOTE = "On the rows that it was fitted on, which also chose the checkpoint: mmkt evaluate, to be run again, says more."
 
@@ -35,7 +36,7 @@ class Calibrated(NamedTuple):
     nll: list[float]  # before and after, on the same rows
     ece: list[float]
     coverage: float
-    least: float  # the probability that lets a class into a set
+    threshold: float  # the least probability of a class in a set
     size: float  # of the sets on these rows, the mean
 
 
@@ -61,7 +62,7 @@ def calibrate(
         raise ConfigError(f"--coverage lies between 0 and 1, such as 0.9, found {coverage:g}")
     folder = checkpoint.settle(Path(path))
     if not folder.is_dir():
-        raise ConfigError(f"there is no folder {path}: what is fitted is saved with the checkpoint, so it has to be here")
+        raise ConfigError(f"there is no folder {path}: what is fitted is saved in the checkpoint, so name one here, as RUN/best")
     accelerator, parts = Accelerator(), Parts(plugins)
     model, config = revived(path, overrides, parts, accelerator, ("data",))
     split = config.data.validation
@@ -74,34 +75,28 @@ def calibrate(
         model.heads[task].vocabulary.pop("calibration", None)
     feed, _ = feed_of(model, config, split, parts)
     answers = predict(model, feed, feed.rows(split), device=accelerator.device, autocast=accelerator.autocast)
-    found = []
-    for task in tasks:
-        one = _fitted(answers, task, coverage)
-        found.append(one)
-        known = {"temperature": one.temperature, "coverage": coverage, "least": one.least, "rows": one.rows}
-        model.heads[task].vocabulary["calibration"] = known
+    found = [_fit(model.heads[task], labelled(answers, task), task, coverage) for task in tasks]
     if distributed.rank() == 0:
         checkpoint.write_json(folder / "vocabularies.json", model.vocabularies)
     distributed.wait()
     return found
 
 
-def _fitted(answers: Predictions, task: str, coverage: float) -> Calibrated:
-    labelled = answers._replace(table=answers.table.filter(pc.is_valid(answers.table[f"{task}.label"])))
-    column = labelled.table[f"{task}.label"]
-    if not len(column):
-        raise ConfigError(f"no row of the validation split has a label of {task}: name another split in data.validation")
-    labels = pc.index_in(column, value_set=pa.array(answers.vocabularies[task]["classes"]).cast(column.type)).to_numpy()
-    logits = np.stack(labelled.table[f"{task}.logits"].to_numpy())
-    t = temperature(logits.astype(np.float64), labels)
-    after = logits / np.float32(t)  # rounded as answers are
-    probabilities = softmax(after.astype(np.float64), axis=1)
-    least = threshold(probabilities, labels, coverage)
-    place = labelled.table.column_names.index(f"{task}.logits")
-    tempered = labelled._replace(table=labelled.table.set_column(place, f"{task}.logits", pa.array(list(after))))
-    every = np.ones((1, len(labels)))
-    nll, ece = ([float(metric(some, task, every)["all"][0]) for some in (labelled, tempered)] for metric in (Nll(), Ece()))
-    return Calibrated(task, len(labels), t, nll, ece, coverage, least, float((probabilities >= least).sum(1).mean()))
+def _fit(head: Head, answers: Predictions, task: str, coverage: float) -> Calibrated:
+    """Fit on labelled rows, and have the head answer so."""
+    raw, places = logits(answers, task), labels(answers, task)
+    t = fit_temperature(raw, places)
+    known: dict[str, Any] = {"temperature": t, "threshold": 0.0, "coverage": coverage, "rows": len(places)}
+    head.vocabulary["calibration"] = known
+    scores = head.calibrated(torch.from_numpy(raw).float())  # rounded as answers are
+    known["threshold"] = conformal_threshold(scores.double().softmax(1).numpy(), places, coverage)
+    column = f"{task}.logits"
+    place = answers.table.column_names.index(column)
+    after = answers._replace(table=answers.table.set_column(place, column, pa.array(list(scores.numpy()))))
+    every = np.ones((1, len(places)))
+    nll, ece = ([float(metric(some, task, every)["all"][0]) for some in (answers, after)] for metric in (Nll(), Ece()))
+    size = float(np.mean([len(some) for some in head.prediction_sets(scores)["set"]]))
+    return Calibrated(task, len(places), t, nll, ece, coverage, known["threshold"], size)
 
 
 def show(found: Sequence[Calibrated], console: Console) -> None:
@@ -116,7 +111,7 @@ def show(found: Sequence[Calibrated], console: Console) -> None:
     }
     report.columns("fitted on validation", {"task": [one.task for one in found]}, numbers, console)
     for one in found:
-        if not one.least:
+        if not one.threshold:
             few = f"{one.task}: {one.rows} rows are too few for a coverage of {one.coverage:g}: its sets hold every class"
             console.print(Text(few))
     console.print(Text(NOTE))

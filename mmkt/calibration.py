@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 RANGE = 1e-2, 1e2  # of temperatures
 
 
-def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The T that minimises the negative log-likelihood of softmax(logits / T) (Guo et al., 2017).
 
     The likelihood is convex in 1 / T, so there is one minimum. It is sought between 0.01 and 100: a model without mistakes
@@ -30,7 +30,7 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return math.exp(found.x)
 
 
-def threshold(probabilities: np.ndarray, labels: np.ndarray, coverage: float) -> float:
+def conformal_threshold(probabilities: np.ndarray, labels: np.ndarray, coverage: float) -> float:
     """The least probability of a class in a prediction set, by split conformal prediction (Sadinle, Lei and Wasserman, 2019).
 
     With 1 − p_true as the score, a set holds every class whose score is at most the ⌈(n + 1) · coverage⌉-th smallest of the n

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.text import Text
 
 from mmkt import report
-from mmkt.checkpoint import read_json, settle
-from mmkt.parts import ConfigError, Parts, nearest
-from mmkt.score import interval, resampled
-from mmkt.statistics import exchanged, holm, mcnemar
+from mmkt.parts import ConfigError, Parts
+from mmkt.predictions import load
+from mmkt.score import interval, labelled, metric_of, resampled
+from mmkt.statistics import holm, mcnemar, permutation_test
 from mmkt.types import Metric, Predictions
 
 NOTE = (
@@ -40,7 +37,7 @@ class Comparison(NamedTuple):
     difference: float  # positive where the other is better
     low: float  # its 95 % interval: paired bootstrap over rows
     high: float
-    p: float  # of the permutation test (``statistics.exchanged``), corrected over all comparisons (Holm)
+    p: float  # of the permutation test (``statistics.permutation_test``), corrected over all comparisons (Holm)
     only_first: int | None  # rows that the first alone answers right; None of numbers
     only_other: int | None
     mcnemar: float  # the p of McNemar's exact test, corrected likewise; NaN of numbers
@@ -73,48 +70,22 @@ def compare(
         raise ConfigError(f"--resamples is 1 or more, such as 10000, found {resamples}")
     if len(paths) < 2:
         raise ConfigError(f"give two or more to compare, found {len(paths)}")
-    names, found = _names(paths), [read(path, split) for path in paths]
+    names, found = _names(paths), [load(Path(path), split) for path in paths]
     for path, other in zip(paths[1:], found[1:]):
         _refuse_other(paths[0], found[0], path, other)
     lines = []
-    for task, kind, metric in _judges(found[0], metrics, Parts(plugins)):
-        first, *others = [some._replace(table=some.table.filter(pc.is_valid(some.table[f"{task}.label"]))) for some in found]
+    for task, kind, metric in _judges(found[0].tasks, metrics, Parts(plugins)):
+        first, *others = [labelled(some, task) for some in found]
         base = resampled(first, task, metric, resamples)
         for name, other in zip(names[1:], others):
             values = resampled(other, task, metric, resamples)
             gain = values - base if metric.higher_is_better else base - values
-            p, right = exchanged(first, other, task, metric, resamples), [_right(some, task) for some in (first, other)]
+            p, right = permutation_test(first, other, task, metric, resamples), [_right(some, task) for some in (first, other)]
             alone = mcnemar(*right) if first.tasks[task] in CHOICES else (None, None, math.nan)
             figures = float(base[0]), float(values[0]), float(gain[0]), *interval(gain[1:])
             lines.append(Comparison(task, kind, name, first.table.num_rows, *figures, p, *alone))
     corrected = [holm(column) for column in ([line.p for line in lines], [line.mcnemar for line in lines])]
     return [line._replace(p=p, mcnemar=q) for line, p, q in zip(lines, *corrected)]
-
-
-def read(path: str, split: str) -> Predictions:
-    """An evaluation's predictions.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    home = Path(path)
-    places = [home, home / f"evaluation-{split}", settle(home / "best") / f"evaluation-{split}"]
-    folder = next((place for place in places if (place / "predictions.parquet").is_file()), None)
-    if folder is None:
-        others = [*home.glob("evaluation-*"), *home.glob("best/evaluation-*")]
-        known = sorted({other.name.removeprefix("evaluation-") for other in others})
-        hint = f"it has {', '.join(known)}: --split {known[0]}" if known else f"mmkt evaluate {path} makes one"
-        raise ConfigError(f"{path} has no evaluation on {split}: {hint}")
-    table = pq.read_table(folder / "predictions.parquet")
-    about = (table.schema.metadata or {}).get(b"mmkt")
-    if about is not None:
-        facts = json.loads(about)
-        return Predictions(table, facts["tasks"], facts["vocabularies"])
-    try:  # written before predictions said it themselves
-        config, vocabularies = read_json(folder.parent / "config.json"), read_json(folder.parent / "vocabularies.json")
-    except (OSError, ValueError):
-        raise ConfigError(f"{folder} does not say what its predictions mean: evaluate the checkpoint again") from None
-    return Predictions(table, {task: head["name"] for task, head in config["model"]["heads"].items()}, vocabularies)
 
 
 def _names(paths: Sequence[str]) -> list[str]:
@@ -138,7 +109,7 @@ def _refuse_other(path: str, one: Predictions, other_path: str, two: Predictions
         )
     for task in one.tasks:
         if one.vocabularies[task].get("classes") != two.vocabularies[task].get("classes"):
-            raise ConfigError(f"{both} have other classes of {task}: their answers do not mean the same")
+            raise ConfigError(f"{both} have other classes of {task}, so their answers do not mean the same: train one again")
         if not one.table[f"{task}.label"].equals(two.table[f"{task}.label"]):
             raise ConfigError(f"{both} have other labels of {task} in the same rows: evaluate both on one manifest")
 
@@ -147,21 +118,14 @@ def _words(tasks: Mapping[str, str]) -> str:
     return ", ".join(f"{task} ({head})" for task, head in tasks.items()) or "none"
 
 
-def _judges(found: Predictions, wanted: Sequence[str], parts: Parts) -> list[tuple[str, str, Metric]]:
-    heads: dict[str, Any] = {task: parts.find("heads", head) for task, head in found.tasks.items()}
-    if not heads:
-        raise ConfigError("they answer no task: there is nothing to compare")
-    chosen = []
-    for word in wanted or [f"{task}/{head.metrics[0]}" for task, head in heads.items()]:
-        task, _, name = word.partition("/")
-        if task not in heads:
-            raise ConfigError(f"--metric: there is no task {task!r}{nearest(task, heads)}; allowed: {', '.join(heads)}")
-        kinds: dict[str, Any] = {known: parts.find("metrics", known) for known in parts.files("metrics")}
-        known = [other for other, cls in kinds.items() if found.tasks[task] in cls.heads and cls.resamples and cls.overall]
-        if name not in known:
-            raise ConfigError(f"--metric: {name!r} does not judge {task}{nearest(name, known)}; allowed: {', '.join(known)}")
-        chosen.append((task, name, kinds[name]()))
-    return chosen
+def _judges(tasks: Mapping[str, str], wanted: Sequence[str], parts: Parts) -> list[tuple[str, str, Metric]]:
+    if not tasks:
+        raise ConfigError("they answer no task, so there is nothing to compare: train them with a head")
+    try:
+        found = [metric_of(word, tasks, parts) for word in wanted or tasks]
+    except ValueError as error:
+        raise ConfigError(f"--metric: {error}") from error
+    return [(task, name, kind()) for task, name, kind in found]
 
 
 def _right(found: Predictions, task: str) -> np.ndarray:
@@ -173,11 +137,8 @@ def _right(found: Predictions, task: str) -> np.ndarray:
 
 
 def as_json(lines: Sequence[Comparison], first: str) -> dict[str, Any]:
-    """``{"first": …, "comparisons": [...]}``; what is not a number is null, which JSON requires."""
-    records = [line._asdict() for line in lines]
-    for record in records:
-        record |= {name: None for name, value in record.items() if isinstance(value, float) and math.isnan(value)}
-    return {"first": first, "comparisons": records}
+    """``{"first": …, "comparisons": [...]}``."""
+    return {"first": first, "comparisons": [report.record(line) for line in lines]}
 
 
 def show(lines: Sequence[Comparison], first: str, console: Console) -> None:

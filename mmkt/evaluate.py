@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import Progress
@@ -24,7 +23,7 @@ from mmkt.feed import Feed
 from mmkt.launcher import use_threads
 from mmkt.model import Model
 from mmkt.parts import ConfigError, Parts, nearest
-from mmkt.predictions import judges, predict, predict_subsets
+from mmkt.predictions import judges, predict, predict_subsets, save
 from mmkt.preparation import open_manifest
 from mmkt.score import About, score
 from mmkt.types import Predictions, Row
@@ -33,7 +32,7 @@ NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 class Evaluation(NamedTuple):
-    """Of a model on a split."""
+    """Of a model on a split; what is across modalities on rank 0 alone, which writes it."""
 
     rows: list[Row]
     predictions: Predictions
@@ -103,7 +102,7 @@ def figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator, ac
     settings, names = config.evaluate, model.modalities
     console, chosen = Console(stderr=True), feed.rows(settings.split)
     lattice, vectors = _across(config, names) if across else (False, False)
-    some = subsets.every(names) if lattice else [names]
+    some = subsets.power_set(names) if lattice else [names]
     about_items = (_items(feed, chosen, settings.item), _cells(feed, chosen)) if vectors else None
     quiet = distributed.rank() != 0 or not console.is_terminal
     with Progress(*Progress.get_default_columns(), console=console, disable=quiet, transient=True) as bar:
@@ -117,6 +116,8 @@ def figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator, ac
     about = About(Path(config.run).name, "", config.seed, settings.split, "+".join(sorted(names)), "clean")
     metrics, predictions, times = judges(model, settings.metrics, parts), answers[-1], settings.resamples  # of all modalities
     rows = score(predictions, metrics, about=about, resamples=times) if metrics else []
+    if distributed.rank() != 0:
+        lattice, about_items = False, None
     by_subset = subsets.measure(answers, names, metrics, about=about, resamples=times) if lattice else []
     found = retrieval.measure(predictions, names, *about_items, about=about, resamples=times) if about_items else []
     kept = [name for name in predictions.table.column_names if not name.startswith("vector.")]
@@ -177,10 +178,7 @@ def write_figures(folder: Path, found: Evaluation, bad: Sequence[Unreadable] = (
     """``metrics.jsonl``, ``predictions.parquet``; ``subsets``, ``retrieval``, ``bad_rows.jsonl`` where there are; old ones go."""
     with checkpoint.atomic(folder) as new:
         report.append(found.rows, new / "metrics.jsonl")
-        meaning = {"tasks": found.predictions.tasks, "vocabularies": found.predictions.vocabularies}
-        table = found.predictions.table
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), "mmkt": json.dumps(meaning)})
-        pq.write_table(table, new / "predictions.parquet")
+        save(found.predictions, new)
         for name in ("subsets", "retrieval"):
             if getattr(found, name):
                 report.append(getattr(found, name), new / f"{name}.jsonl")

@@ -138,8 +138,8 @@ class Model(nn.Module):
                 batch = collate(items[start : start + batch_size])
                 cuts.note(batch)
                 logits = self(batch.to(device)).logits
-                scores = {task: head.temper(logits[task].float().cpu()) for task, head in self.heads.items()}
-                decoded = {task: head.decode(scores[task]) | head.sets(scores[task]) for task, head in self.heads.items()}
+                scores = {task: head.calibrated(logits[task].float().cpu()) for task, head in self.heads.items()}
+                decoded = {t: head.decode(scores[t]) | head.prediction_sets(scores[t]) for t, head in self.heads.items()}
                 for k in range(len(items[start : start + batch_size])):
                     answer = {task: {name: column[k] for name, column in columns.items()} for task, columns in decoded.items()}
                     found.append(answer)

@@ -1,18 +1,22 @@
-"""From a model and rows to predictions, and from predictions to figures."""
+"""From a model and rows to predictions, on disk and back."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from mmkt import distributed
+from mmkt.checkpoint import read_json, settle
 from mmkt.feed import Feed
 from mmkt.learner import Learner
 from mmkt.model import Model
@@ -20,6 +24,7 @@ from mmkt.parts import ConfigError, Parts
 from mmkt.types import Batch, Metric, Outputs, Predictions
 
 Autocast = Callable[[], AbstractContextManager]
+FILE, KEY = "predictions.parquet", "mmkt"
 
 
 def predict(
@@ -47,11 +52,10 @@ def predict(
         On every process, the whole.
     """
 
-    def answer(batch: Batch) -> list[_Part]:
-        outputs = model(batch)
-        return [_Part.of(batch, outputs, _pooled(outputs) if vectors else {})]
+    def answer(batch: Batch) -> list[_Answer]:
+        return [_Answer.of(model(batch), vectors)]
 
-    return _predictions(model, feed, rows, device, autocast, advance, answer)[0]
+    return _predictions(model, feed, rows, device, autocast, advance, answer, [model.modalities])[-1]
 
 
 def predict_subsets(
@@ -73,44 +77,43 @@ def predict_subsets(
         model: on ``device``, not sharded; it is left in the mode it was in.
         feed: the rows' manifest.
         rows: row numbers.
-        subsets: of the model's modalities.
+        subsets: of the model's modalities, all of them last.
         device: to compute on.
         autocast: makes the context of mixed precision.
         advance: is told how many rows of this process are done.
         vectors: as in ``predict``, of the last subset.
 
     Returns:
-        By subset, on every process, the whole; without ``id``, ``split``, ``domain`` and ``group`` but for the last one.
+        By subset, on rank 0; without ``id``, ``split``, ``domain`` and ``group`` but for the last one. On the other processes
+        the last one alone.
     """
     assert not distributed.is_sharded(model), "the parts of a sharded model are gathered by running it as a whole"
 
-    def answer(batch: Batch) -> list[_Part]:
+    def answer(batch: Batch) -> list[_Answer]:
         encoded = model.encode(batch)
-        every = [model.fuse(encoded, keep) for keep in subsets]
-        kept: list[dict[str, np.ndarray]] = [{}] * (len(every) - 1) + [_pooled(every[-1]) if vectors else {}]
-        return [_Part.of(batch, outputs, some, keep) for outputs, some, keep in zip(every, kept, subsets, strict=True)]
+        return [_Answer.of(model.fuse(encoded, keep), vectors and k == len(subsets)) for k, keep in enumerate(subsets, 1)]
 
-    return _predictions(model, feed, rows, device, autocast, advance, answer)
+    return _predictions(model, feed, rows, device, autocast, advance, answer, subsets)
 
 
-class _Part(NamedTuple):
-    """Answers to a batch."""
+class _Answer(NamedTuple):
+    """To a batch."""
 
-    row: np.ndarray
-    present: dict[str, np.ndarray]
     logits: dict[str, Tensor]
     vectors: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, batch: Batch, outputs: Outputs, vectors: dict[str, np.ndarray], keep: Collection[str] | None = None) -> _Part:
-        present = {m: (p if keep is None or m in keep else torch.zeros_like(p)).cpu().numpy() for m, p in batch.present.items()}
-        return cls(batch.row.cpu().numpy(), present, {t: x.float().cpu() for t, x in outputs.logits.items()}, vectors)
+    def of(cls, outputs: Outputs, vectors: bool) -> _Answer:
+        pooled = {m: x.pooled for m, x in outputs.encoded.items()} | {"fused": outputs.fused.pooled} if vectors else {}
+        kept = {name: x.float().cpu().numpy() for name, x in pooled.items()}
+        return cls({t: x.float().cpu() for t, x in outputs.logits.items()}, kept)
 
 
-def _pooled(outputs: Outputs) -> dict[str, np.ndarray]:
-    """Every modality's vectors in the shared space, and the fused ones, (B, D)."""
-    pooled = {m: x.pooled for m, x in outputs.encoded.items()} | {"fused": outputs.fused.pooled}
-    return {name: x.float().cpu().numpy() for name, x in pooled.items()}
+class _Rows(NamedTuple):
+    """What is known of a batch's rows before it is asked about."""
+
+    row: np.ndarray
+    present: dict[str, np.ndarray]
 
 
 def _predictions(
@@ -120,21 +123,27 @@ def _predictions(
     device: torch.device | str,
     autocast: Autocast,
     advance: Callable[[int], object],
-    answer: Callable[[Batch], list[_Part]],
+    answer: Callable[[Batch], list[_Answer]],
+    subsets: Sequence[Collection[str]],
 ) -> list[Predictions]:
-    """Every batch's answers, one or several of them a batch, each kind as one table in row order."""
+    """Every batch's answers, one a subset, each subset's as one table in row order (see ``predict_subsets``)."""
     training, found = model.training, []
     model.eval()
     try:
         with torch.inference_mode(), autocast():
             for batch in _batches(model, feed, rows):
-                found.append(answer(batch.to(device)))
+                known = _Rows(batch.row.numpy(), {m: p.numpy() for m, p in batch.present.items()})
+                found.append((known, answer(batch.to(device))))
                 advance(batch.size)
     finally:
         model.train(training)
     parts = [part for every in distributed.everyone(found) for part in every]
-    *some, last = zip(*parts, strict=True)
-    return [*(_gathered(model, feed, rows, same, bare=True) for same in some), _gathered(model, feed, rows, last)]
+    asked, answers = [part for part, _ in parts], list(zip(*(some for _, some in parts), strict=True))
+    first = 0 if distributed.rank() == 0 else len(subsets) - 1
+    return [
+        _gathered(model, feed, rows, asked, some, keep, bare=some is not answers[-1])
+        for some, keep in list(zip(answers, subsets, strict=True))[first:]
+    ]
 
 
 def _batches(model: Model, feed: Feed, rows: np.ndarray) -> Iterator[Batch]:
@@ -145,30 +154,76 @@ def _batches(model: Model, feed: Feed, rows: np.ndarray) -> Iterator[Batch]:
     return feed.evaluation(rows)
 
 
-def _gathered(model: Model, feed: Feed, rows: np.ndarray, parts: Sequence[_Part], bare: bool = False) -> Predictions:
+def _gathered(
+    model: Model,
+    feed: Feed,
+    rows: np.ndarray,
+    asked: Sequence[_Rows],
+    answers: Sequence[_Answer],
+    keep: Collection[str],
+    bare: bool,
+) -> Predictions:
     """What every process found, batch by batch, as one table in row order; ``bare``: without what is said of a row itself."""
-    order = np.argsort(np.concatenate([part.row for part in parts]), kind="stable")
+    order = np.argsort(np.concatenate([part.row for part in asked]), kind="stable")
     table = feed.manifest.table.select([] if bare else ["id", "split", "domain", "group"]).take(np.sort(rows))
     columns: dict[str, Any] = {"row": np.sort(rows)} | {name: table[name] for name in table.column_names}
     assert len(order) == len(rows), "a row was lost or doubled"
     for m in model.modalities:
-        columns[f"has.{m}"] = np.concatenate([part.present[m] for part in parts])[order]
+        columns[f"has.{m}"] = np.concatenate([part.present[m] for part in asked])[order] & (m in keep)
     for task, head in model.heads.items():
-        scores = head.temper(torch.cat([part.logits[task] for part in parts])[torch.from_numpy(order)])
+        scores = head.calibrated(torch.cat([answer.logits[task] for answer in answers])[torch.from_numpy(order)])
         column = feed.label_column(task)
         known = column in feed.manifest.table.column_names
         labels = feed.manifest.table[column].take(np.sort(rows)) if known else pa.nulls(len(rows))
         if pa.types.is_floating(labels.type):
             labels = pc.if_else(pc.is_nan(labels), None, labels)  # unlabelled too, as in training
         columns[f"{task}.label"] = labels
-        columns |= {f"{task}.{name}": values for name, values in (head.decode(scores) | head.sets(scores)).items()}
+        columns |= {f"{task}.{name}": values for name, values in (head.decode(scores) | head.prediction_sets(scores)).items()}
         columns[f"{task}.logits"] = pa.array(list(scores.numpy()), pa.list_(pa.float32()))
-    for name in parts[0].vectors:
+    for name in answers[0].vectors:
         there = columns.get(f"has.{name}", np.ones(len(rows), dtype=bool))
-        every = np.concatenate([part.vectors[name] for part in parts])[order]  # (rows, D)
+        every = np.concatenate([answer.vectors[name] for answer in answers])[order]  # (rows, D)
         columns[f"vector.{name}"] = pa.array([x if on else None for x, on in zip(every, there)], pa.list_(pa.float32()))
     tasks = {task: spec["name"] for task, spec in model.config.model.heads.items()} if model.config else {}
     return Predictions(pa.table(columns), tasks, model.vocabularies)
+
+
+def save(predictions: Predictions, folder: Path) -> None:
+    """``predictions.parquet``, whose metadata say what its columns mean."""
+    meaning = {"tasks": predictions.tasks, "vocabularies": predictions.vocabularies}
+    table = predictions.table
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), KEY: json.dumps(meaning)})
+    pq.write_table(table, folder / FILE)
+
+
+def load(path: Path, split: str) -> Predictions:
+    """An evaluation's predictions.
+
+    Args:
+        path: a run, a checkpoint or an evaluation's folder.
+        split: of the evaluation, where it is a run or a checkpoint.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    best = settle(path / "best")
+    places = [path, path / f"evaluation-{split}", best / f"evaluation-{split}"]
+    folder = next((place for place in places if (place / FILE).is_file()), None)
+    if folder is None:
+        others = sorted({file.parent.name for home in (path, best) for file in home.glob(f"evaluation-*/{FILE}")})
+        known = ", ".join(other.removeprefix("evaluation-") for other in others)
+        make = f"mmkt evaluate {best if best.is_dir() else path} evaluate.split={split} makes one"
+        raise ConfigError(f"{path} has no evaluation on {split}: {f'it has one on {known}; ' if known else ''}{make}")
+    table = pq.read_table(folder / FILE)
+    about = (table.schema.metadata or {}).get(KEY.encode())
+    if about is not None:
+        facts = json.loads(about)
+        return Predictions(table, facts["tasks"], facts["vocabularies"])
+    try:  # written before predictions said it themselves
+        config, vocabularies = read_json(folder.parent / "config.json"), read_json(folder.parent / "vocabularies.json")
+    except ValueError:
+        raise ConfigError(f"{folder} does not say what its predictions mean: evaluate the checkpoint again") from None
+    return Predictions(table, {task: head["name"] for task, head in config["model"]["heads"].items()}, vocabularies)
 
 
 def judges(model: Model, extra: Mapping[str, Mapping[str, Any]], parts: Parts) -> dict[str, list[tuple[str, Metric]]]:

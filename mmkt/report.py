@@ -51,12 +51,12 @@ def table(rows: Sequence[Row], console: Console, parts: Parts | None = None) -> 
 
 def as_json(rows: Iterable[Row]) -> dict[str, Any]:
     """``{"rows": [...]}``; what is not a finite number is null, which JSON requires."""
-    return {"rows": [_record(row) for row in rows]}
+    return {"rows": [record(row) for row in rows]}
 
 
 def append(rows: Iterable[Row], path: Path) -> None:
     """Add rows to a ``metrics.jsonl``, one JSON object a line."""
-    text = "".join(json.dumps(_record(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    text = "".join(json.dumps(record(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     with path.open("a", encoding="utf-8") as file:
         file.write(text)
 
@@ -146,5 +146,6 @@ def cell(row: Row | None) -> str:
     return f"{_number(row.value)} {_interval(row)}".rstrip() if row else "–"
 
 
-def _record(row: Row) -> dict[str, Any]:
-    return row._asdict() | {name: None for name in NUMBERS if not math.isfinite(getattr(row, name))}
+def record(row: Any) -> dict[str, Any]:
+    """A named tuple as plain data; what is not a finite number is null, which JSON requires."""
+    return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in row._asdict().items()}

@@ -26,39 +26,47 @@ ARROW = "→"
 class Ranks(NamedTuple):
     """Of every query."""
 
-    first: np.ndarray  # (Q,) the rank of the first right item, from 1
-    precision: np.ndarray  # (Q,) average precision over all right items
-    right: np.ndarray  # (Q,) how many right items there are
+    first: np.ndarray  # (Q,) the rank of the first relevant entry, from 1
+    precision: np.ndarray  # (Q,) average precision over all relevant ones
+    relevant: np.ndarray  # (Q,) how many there are
 
 
-def rank(queries: Tensor, gallery: Tensor, wanted: Tensor, items: Tensor, handicap: Tensor | None = None) -> Ranks:
+def rank(
+    queries: Tensor, gallery: Tensor, wanted: Tensor, items: Tensor, penalties: Sequence[Tensor | None] = (None,)
+) -> list[Ranks]:
     """Rank a gallery for every query by cosine similarity, some queries at a time: no (Q, G) matrix is ever whole.
 
-    Ties count against the model: what is as similar as the right item stands before it. So vectors that are all alike rank last.
+    Ties count against the model: what is as similar as the relevant entry stands before it. So vectors that are all alike rank
+    last.
 
     Args:
         queries: (Q, D), of length 1.
         gallery: (G, D), of length 1.
         wanted: (Q,) long, the item that each query asks for; there has to be one of it.
         items: (G,) long, what each entry is of; several may be of one item.
-        handicap: (G,) taken off the similarities (``hubness``).
+        penalties: each (G,), taken off the similarities (``hubness``); None takes nothing off.
+
+    Returns:
+        By penalty.
     """
-    first, precision, right = [], [], []
+    found: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in penalties]
     for q, want in zip(_chunks(queries, len(gallery)), _chunks(wanted, len(gallery)), strict=True):
-        similar = q @ gallery.T if handicap is None else q @ gallery.T - handicap
-        relevant = want[:, None] == items
-        number = relevant.sum(1)
-        most = int(number.max())
-        best = similar.masked_fill(~relevant, -math.inf).topk(most).values  # (q, most) of the right ones, the highest first
-        first.append(1 + ((similar >= best[:, :1]) & ~relevant).sum(1))
-        total = torch.zeros(len(q), dtype=torch.float64)
-        for k in range(most):
-            bar = best[:, k : k + 1]
-            share = (best >= bar).sum(1).double() / (similar >= bar).sum(1)
-            total += torch.where(k < number, share, 0.0)
-        precision.append(total / number)
-        right.append(number)
-    return Ranks(*(torch.cat(x).numpy() for x in (first, precision, right)))
+        plain, relevant = q @ gallery.T, want[:, None] == items
+        for parts, penalty in zip(found, penalties, strict=True):
+            parts.append(_ranks(plain if penalty is None else plain - penalty, relevant))
+    return [Ranks(*(torch.cat(x).numpy() for x in zip(*parts, strict=True))) for parts in found]
+
+
+def _ranks(similar: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of some queries' similarities (q, G), and which entries are relevant (q, G)."""
+    number = relevant.sum(1)
+    best = similar.masked_fill(~relevant, -math.inf).topk(int(number.max())).values  # of the relevant, the highest first
+    total = torch.zeros(len(similar), dtype=torch.float64)
+    for k in range(best.shape[1]):
+        bar = best[:, k : k + 1]
+        share = (best >= bar).sum(1).double() / (similar >= bar).sum(1)
+        total += torch.where(k < number, share, 0.0)
+    return 1 + ((similar >= best[:, :1]) & ~relevant).sum(1), total / number, number
 
 
 def hubness(gallery: Tensor, queries: Tensor) -> Tensor:
@@ -74,7 +82,7 @@ def hubness(gallery: Tensor, queries: Tensor) -> Tensor:
     return torch.cat([(g @ queries.T).topk(near).values.mean(1) / 2 for g in _chunks(gallery, len(queries))])
 
 
-def gap(x: Tensor, y: Tensor) -> float:
+def modality_gap(x: Tensor, y: Tensor) -> float:
     """The distance between two modalities' mean vectors (Liang et al., 2022), both of length 1."""
     return float((x.mean(0) - y.mean(0)).norm())
 
@@ -97,10 +105,11 @@ def _chunks(x: Tensor, width: int) -> Iterator[Tensor]:
     return iter(x.split(max(1, CELLS // max(1, width))))
 
 
-def by_chance(right: np.ndarray, gallery: int, k: int) -> float:
-    """The recall at k of a random order: 1 − C(G − r, k) / C(G, k), the mean over queries of r right items."""
-    left = [math.comb(gallery - int(r), k) / math.comb(gallery, k) if k <= gallery else 0.0 for r in np.unique(right)]
-    return float(1 - np.dot(left, [np.mean(right == r) for r in np.unique(right)]))
+def chance_recall(relevant: np.ndarray, gallery: int, k: int) -> float:
+    """The recall at k of a random order: 1 − C(G − r, k) / C(G, k), the mean over queries, (Q,) of r relevant entries each."""
+    numbers, counts = np.unique(relevant, return_counts=True)
+    left = [math.comb(gallery - int(r), k) / math.comb(gallery, k) if k <= gallery else 0.0 for r in numbers]
+    return float(1 - np.average(left, weights=counts))
 
 
 # ---------------------------------------------------------------- of a model's answers
@@ -133,59 +142,57 @@ def measure(
     Raises:
         ValueError: vectors that are not finite.
     """
-    held = {m: _held(predictions, m, items, cells[m]) for m in modalities}
+    vectors = {m: _vectors(predictions, m) for m in modalities}
+    there = {m: np.flatnonzero(predictions.table[f"has.{m}"].to_numpy()) for m in modalities}
+    once = {m: _once(there[m], items, cells[m]) for m in modalities}
     found = []
 
     def row(task: str, of: Sequence[str], metric: str, values: np.ndarray, n: int) -> None:
         named = about.run, about.study, about.seed, about.split, task, "+".join(sorted(of)), about.condition
         found.append(Row(*named, metric, "all", float(values[0]), n, *interval(values[1:])))
 
-    for a, b in permutations([m for m in modalities if len(held[m][0])], 2):
-        (queries, asked), (gallery, there) = held[a], held[b]
-        known = np.isin(asked, there)
-        if not known.any():
+    for a, b in permutations([m for m in modalities if len(once[m])], 2):
+        asked, entries = once[a][np.isin(items[once[a]], items[once[b]])], once[b]
+        if not len(asked):
             continue
-        q, wanted = queries[torch.from_numpy(known)], asked[known]
-        units = np.unique(wanted, return_inverse=True)[1]
-        ask = q, gallery, torch.from_numpy(wanted), torch.from_numpy(there)
-        for end, handicap in (("", None), (".csls", hubness(gallery, q))):
-            ranks = rank(*ask, handicap)
+        queries, gallery, task = vectors[a][asked], vectors[b][entries], f"{a}{ARROW}{b}"
+        units = np.unique(items[asked], return_inverse=True)[1]
+        wanted, held = (torch.from_numpy(items[rows]) for rows in (asked, entries))
+        plain, corrected = rank(queries, gallery, wanted, held, (None, hubness(gallery, queries)))
+        for end, ranks in (("", plain), (".csls", corrected)):
             for metric, values in _figures(ranks, units, resamples).items():
-                row(f"{a}{ARROW}{b}", (a, b), metric + end, values, len(q))
+                row(task, (a, b), metric + end, values, len(asked))
         for k in KS:
-            row(f"{a}{ARROW}{b}", (a, b), f"recall@{k}.chance", np.array([by_chance(ranks.right, len(gallery), k)]), len(q))
+            row(task, (a, b), f"recall@{k}.chance", np.array([chance_recall(plain.relevant, len(entries), k)]), len(asked))
     for a, b in combinations(modalities, 2):
-        x, y = _pairs(predictions, a, b)
-        for metric, figure in (("gap", gap), ("alignment", alignment)) if len(x) else ():
-            row("space", (a, b), metric, np.array([figure(x, y)]), len(x))
+        both = np.intersect1d(there[a], there[b])
+        for metric, figure in (("gap", modality_gap), ("alignment", alignment)) if len(both) else ():
+            row("space", (a, b), metric, np.array([figure(vectors[a][both], vectors[b][both])]), len(both))
     for m in modalities:
-        if len(held[m][0]) > 1:
-            row("space", [m], "uniformity", np.array([uniformity(held[m][0])]), len(held[m][0]))
+        if len(once[m]) > 1:
+            row("space", [m], "uniformity", np.array([uniformity(vectors[m][once[m]])]), len(once[m]))
     return found
 
 
-def _vectors(predictions: Predictions, m: str, rows: np.ndarray) -> Tensor:
-    if not len(rows):
-        return torch.empty(0, 1)
-    vectors = np.stack(predictions.table[f"vector.{m}"].take(rows).to_numpy())
-    bad = int((~np.isfinite(vectors)).any(1).sum())
+def _vectors(predictions: Predictions, m: str) -> Tensor:
+    """Of length 1, (n, D); zeros where a row lacks the modality."""
+    column = predictions.table[f"vector.{m}"].combine_chunks()
+    there, flat = column.is_valid().to_numpy(zero_copy_only=False), column.flatten().to_numpy(zero_copy_only=False)
+    found = np.zeros((len(column), len(flat) // max(1, there.sum()) or 1), np.float32)
+    found[there] = flat.reshape(-1, found.shape[1])
+    bad = int((~np.isfinite(found)).any(1).sum())
     if bad:
-        raise ValueError(f"{bad} of {len(rows)} vectors of {m} are not finite numbers, so nothing is near to them")
-    return F.normalize(torch.from_numpy(vectors), dim=1)
+        raise ValueError(
+            f"{bad} of {there.sum()} vectors of {m} are not finite numbers, so nothing is near to them: "
+            "evaluate.retrieval=false leaves retrieval out"
+        )
+    return F.normalize(torch.from_numpy(found), dim=1)
 
 
-def _held(predictions: Predictions, m: str, items: np.ndarray, cells: np.ndarray) -> tuple[Tensor, np.ndarray]:
-    """A modality's vectors (G, D), each cell of an item once, and their items (G,)."""
-    rows = np.flatnonzero(predictions.table[f"has.{m}"].to_numpy())
+def _once(rows: np.ndarray, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Of some rows those that hold a cell of an item for the first time."""
     _, firsts = np.unique(np.stack([items[rows], cells[rows]]), axis=1, return_index=True)
-    kept = rows[np.sort(firsts)]
-    return _vectors(predictions, m, kept), items[kept].astype(np.int64)
-
-
-def _pairs(predictions: Predictions, a: str, b: str) -> tuple[Tensor, Tensor]:
-    there = [predictions.table[f"has.{m}"].to_numpy() for m in (a, b)]
-    rows = np.flatnonzero(there[0] & there[1])
-    return _vectors(predictions, a, rows), _vectors(predictions, b, rows)
+    return rows[np.sort(firsts)]
 
 
 def _figures(ranks: Ranks, units: np.ndarray, resamples: int) -> dict[str, np.ndarray]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
 
+from mmkt.parts import Parts, nearest
 from mmkt.types import Metric, Predictions, Row
 
 CELLS = 1_000_000  # weights drawn at once: 8 MB an array
@@ -57,8 +58,9 @@ def score(
     """
     rows = []
     for task, judges in metrics.items():
-        labelled = _labelled(predictions, task, judges)
-        for where, part in [("all", labelled), *_slices(labelled)]:
+        known = labelled(predictions, task)
+        _refuse_other_heads(predictions.tasks[task], task, judges)
+        for where, part in [("all", known), *_slices(known)]:
             figures = _figures(part, task, judges, draws(_units(part, cluster), resamples, seed))
             for (metric, group), (value, drawn) in figures.items():
                 if "all" in (where, group):
@@ -76,10 +78,33 @@ def resampled(predictions: Predictions, task: str, metric: Metric, resamples: in
     Raises:
         ValueError: as ``score``.
     """
-    part = _labelled(predictions, task, [(type(metric).__name__.lower(), metric)])
+    part = labelled(predictions, task)
     n = part.table.num_rows
     weights = [np.ones((1, n)), *draws(np.arange(n), resamples, seed)]
     return np.concatenate([metric(part, task, some)["all"] for some in weights])
+
+
+def metric_of(word: str | None, tasks: Mapping[str, str], parts: Parts) -> tuple[str, str, type[Metric]]:
+    """``task/metric`` as the task, the metric's name and its class; by default the first task's, its head's first.
+
+    Args:
+        word: ``task/metric``, or a task alone.
+        tasks: task → the name of its head.
+        parts: where they are looked up.
+
+    Raises:
+        ValueError: there is no such task, or no such metric that judges its head by one figure that can be resampled.
+    """
+    task, _, name = (word or next(iter(tasks))).partition("/")
+    if task not in tasks:
+        raise ValueError(f"there is no task {task!r}{nearest(task, tasks)}; allowed: {', '.join(tasks)}")
+    head: Any = parts.find("heads", tasks[task])
+    every: dict[str, Any] = {known: parts.find("metrics", known) for known in parts.files("metrics")}
+    known = [other for other, cls in every.items() if tasks[task] in cls.heads and cls.resamples and cls.overall]
+    name = name or head.metrics[0]
+    if name not in known:
+        raise ValueError(f"{name!r} does not judge {task}{nearest(name, known)}; allowed: {', '.join(known)}")
+    return task, name, every[name]
 
 
 def spread(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float, float]:
@@ -119,19 +144,25 @@ def draws(units: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(picked.ravel(), minlength=r * n).reshape(r, n)[:, units].astype(np.float64)
 
 
-def _labelled(predictions: Predictions, task: str, judges: Sequence[tuple[str, Metric]]) -> Predictions:
-    """The rows that have a label for this task."""
+def labelled(predictions: Predictions, task: str) -> Predictions:
+    """The rows that have a label for a task.
+
+    Raises:
+        ValueError: there is no such task, or no such row.
+    """
     if task not in predictions.tasks:
         raise ValueError(f"no task {task!r} in the predictions; there are: {', '.join(predictions.tasks)}")
-    head = predictions.tasks[task]
-    for name, metric in judges:
-        if head not in metric.heads:
-            raise ValueError(f"metric {name!r} judges {' and '.join(metric.heads)}, but task {task!r} has a {head} head")
     table = predictions.table.filter(pc.is_valid(predictions.table[f"{task}.label"]))
     if not table.num_rows:
         count = predictions.table.num_rows
         raise ValueError(f"column '{task}.label' is empty in all {count} rows: task {task!r} has nothing to score")
     return predictions._replace(table=table)
+
+
+def _refuse_other_heads(head: str, task: str, judges: Sequence[tuple[str, Metric]]) -> None:
+    for name, metric in judges:
+        if head not in metric.heads:
+            raise ValueError(f"metric {name!r} judges {' and '.join(metric.heads)}, but task {task!r} has a {head} head")
 
 
 def _slices(predictions: Predictions) -> Iterator[tuple[str, Predictions]]:

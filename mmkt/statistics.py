@@ -91,7 +91,7 @@ def mcnemar(first: np.ndarray, other: np.ndarray) -> tuple[int, int, float]:
     return one, two, float(stats.binomtest(one, one + two).pvalue) if one + two else 1.0
 
 
-def exchanged(first: Predictions, other: Predictions, task: str, metric: Metric, times: int, seed: int = 0) -> float:
+def permutation_test(first: Predictions, other: Predictions, task: str, metric: Metric, times: int, seed: int = 0) -> float:
     """The two-sided p of a paired permutation test: in each row the two models' answers change places, or not, by a coin.
 
     If nothing tells the models apart, the difference that was seen is one of those that exchanging gives (Fisher's sharp null

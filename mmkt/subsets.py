@@ -18,7 +18,7 @@ USUAL, MOST = 6, 8  # modalities, whose 63 and 255 subsets are evaluated by defa
 NONE = "none"  # the name of the empty subset
 
 
-def every(modalities: Sequence[str]) -> list[tuple[str, ...]]:
+def power_set(modalities: Sequence[str]) -> list[tuple[str, ...]]:
     """All 2^M subsets; modality i is in those at the places that have the bit 2^i.
 
     Raises:
@@ -47,7 +47,7 @@ def measure(
     - ``METRIC.drop``: v(N) − v(S), what is lost without the others.
     - ``METRIC.shapley`` of a modality (``games.shapley``); they sum to v(N) − v(∅).
     - ``METRIC.reliance`` of a modality: (v(N) − v(N∖i)) / (v(N) − v(∅)), the share of all that is known that is lost when
-      this one is missing. Over 1 the model relies on it too much: without it the others say less than nothing does.
+      this one is missing (ours). Over 1 the model relies on it too much: without it the others say less than nothing does.
     - ``METRIC.interaction`` of a pair (``games.interactions``): synergy above 0, redundancy below.
     - ``METRIC.synergy_gap``: v(N) − max v(S), S ≠ N, what all say beyond the best of the smaller subsets; in every resample
       its own best, so that choosing it is part of the interval.
@@ -56,7 +56,7 @@ def measure(
     share.
 
     Args:
-        answers: by subset, in the order of ``every``.
+        answers: by subset, in the order of ``power_set``.
         modalities: of the model.
         judges: by task, metrics with the names that rows carry.
         about: what the rows have in common, beside the modalities.
@@ -80,7 +80,7 @@ def measure(
 
 def _figures(values: np.ndarray, modalities: Sequence[str], higher: bool) -> Iterator[tuple[Sequence[str], str, np.ndarray]]:
     """Of which modalities, what, and the figure with its resamples, (1 + R,)."""
-    subsets = every(modalities)
+    subsets = power_set(modalities)
     for subset, plain in reversed(list(zip(subsets, values, strict=True))):
         yield subset, "", plain
     game = values if higher else -values

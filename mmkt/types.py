@@ -306,16 +306,16 @@ class Head(nn.Module, ABC):
         """Several models' logits (N, B, outputs) as one's, (B, outputs); weights (N, B) sum to one over N."""
         return (weights[..., None] * logits).sum(0)
 
-    def temper(self, logits: Tensor) -> Tensor:
-        """Logits as they are answered with, once a temperature is fitted (``mmkt calibrate``); training sees none."""
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """Logits (B, outputs) as answers have them, once a temperature is fitted (``mmkt calibrate``); training sees none."""
         return logits
 
     @abstractmethod
     def decode(self, logits: Tensor) -> dict[str, list[Any]]:
         """Columns for ``Predictions``: ``prediction`` first, in the label column's own values."""
 
-    def sets(self, logits: Tensor) -> dict[str, list[Any]]:
-        """A column ``set`` of prediction sets by tempered logits, once their threshold is fitted; until then none."""
+    def prediction_sets(self, logits: Tensor) -> dict[str, list[Any]]:
+        """A column ``set`` by calibrated logits (B, outputs), once a threshold is fitted (``mmkt calibrate``); until then {}."""
         return {}
 
 

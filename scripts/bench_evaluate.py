@@ -34,7 +34,7 @@ def seconds(config: Experiment, rows: int, rounds: int) -> dict[str, list[float]
     setup = build(config)
     model, feed = setup.learner.model, setup.feed
     chosen, names = feed.rows("test")[:rows], model.modalities
-    lattice, metrics = subsets.every(names), judges(model, {}, setup.parts)
+    lattice, metrics = subsets.power_set(names), judges(model, {}, setup.parts)
     found: dict[str, list[float]] = {name: [] for name in ("plain", "subsets", "figures", "all figures")}
     for turn in range(rounds + 1):  # the first decodes
         marks = [time.perf_counter()]
@@ -59,8 +59,7 @@ def retrieve(items: int, dim: int) -> tuple[float, float]:
     x = F.normalize(torch.randn(items, dim), dim=1)
     y = F.normalize(x + 0.5 * torch.randn(items, dim) / dim**0.5, dim=1)
     here, start = torch.arange(items), time.perf_counter()
-    for handicap in (None, retrieval.hubness(y, x)):
-        ranks = retrieval.rank(x, y, here, here, handicap)
+    for ranks in retrieval.rank(x, y, here, here, (None, retrieval.hubness(y, x))):
         assert np.mean(ranks.first == 1) > 0.9, "pairs of these are near"
     return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 

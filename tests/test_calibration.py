@@ -12,7 +12,7 @@ from conftest import call, refused
 from scipy.special import log_softmax, softmax
 from scipy.stats import binom
 
-from mmkt.calibration import temperature, threshold
+from mmkt.calibration import conformal_threshold, fit_temperature
 from mmkt.evaluate import evaluate
 from mmkt.metrics.aurc import Aurc
 from mmkt.metrics.coverage import Coverage
@@ -32,7 +32,7 @@ def drawn(rows: int, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.nd
 @pytest.mark.parametrize("t", [0.5, 1.0, 4.0])
 def test_the_temperature_that_was_applied_is_found(t):
     logits, labels = drawn(20_000)
-    found = temperature(logits * t, labels)
+    found = fit_temperature(logits * t, labels)
     assert found == pytest.approx(t, rel=0.05)
     # the likelihood's derivative in 1 / T is the mean logit of the truth less the expected one
     x = logits * t
@@ -42,7 +42,7 @@ def test_the_temperature_that_was_applied_is_found(t):
 
 def test_without_mistakes_confidence_grows_until_nothing_is_lost():
     labels = np.arange(50) % 3
-    t = temperature(np.eye(3)[labels], labels)
+    t = fit_temperature(np.eye(3)[labels], labels)
     assert 0.01 <= t < 0.05
     assert softmax(np.eye(3)[0] / t)[0] == pytest.approx(1, abs=1e-8)
 
@@ -54,7 +54,7 @@ def test_sets_hold_the_truth_as_often_as_asked(rows):
     for seed in range(2000):
         logits, labels = drawn(rows + 1, seed=seed)
         probabilities = softmax(logits, 1)
-        least = threshold(probabilities[:-1], labels[:-1], 0.9)
+        least = conformal_threshold(probabilities[:-1], labels[:-1], 0.9)
         new = probabilities[-1, labels[-1]]
         held += new >= least
         short += new >= np.sort(probabilities[np.arange(rows), labels[:-1]])[::-1][int(np.ceil(rows * 0.9)) - 1]
@@ -68,9 +68,9 @@ def test_sets_hold_the_truth_as_often_as_asked(rows):
 def test_the_threshold_by_hand():
     probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]])
     labels = np.array([0, 1, 1, 0])  # of the truth: 0.9, 0.4, 0.8, 0.7
-    assert threshold(probabilities, labels, 0.6) == 0.7  # ⌈5 · 0.6⌉ = 3rd
-    assert threshold(probabilities, labels, 0.8) == 0.4
-    assert threshold(probabilities, labels, 0.9) == 0  # ⌈4.5⌉ = 5 of 4
+    assert conformal_threshold(probabilities, labels, 0.6) == 0.7  # ⌈5 · 0.6⌉ = 3rd
+    assert conformal_threshold(probabilities, labels, 0.8) == 0.4
+    assert conformal_threshold(probabilities, labels, 0.9) == 0  # ⌈4.5⌉ = 5 of 4
 
 
 def answers(confidence, right, sets=None) -> Predictions:
@@ -122,7 +122,7 @@ def test_a_checkpoint_keeps_what_is_fitted(best, trained, capfd):
     assert status == 0, err
     (one,) = json.loads(out)["tasks"]
     vocabulary = json.loads((best / "vocabularies.json").read_text())["kind"]
-    told = {"temperature": one["temperature"], "coverage": 0.8, "least": one["least"], "rows": 24}
+    told = {"temperature": one["temperature"], "coverage": 0.8, "threshold": one["threshold"], "rows": 24}
     assert vocabulary["calibration"] == told
     assert one["nll"][1] < one["nll"][0]
     on = "evaluate.split=validation", "evaluate.resamples=0"
@@ -147,7 +147,7 @@ def test_a_checkpoint_keeps_what_is_fitted(best, trained, capfd):
 
 def test_what_cannot_be_calibrated(best, capfd, tmp_path):
     assert "--coverage lies between 0 and 1" in refused(capfd, "calibrate", best, "--coverage", 90)
-    assert "so it has to be here" in refused(capfd, "calibrate", "me/model")
+    assert "so name one here, as RUN/best" in refused(capfd, "calibrate", "me/model")
     assert "data.validation: is null" in refused(capfd, "calibrate", best, "data.validation=null")
     assert "the split 'holdout' is empty" in refused(capfd, "calibrate", best, "data.validation=holdout")
     before = (best / "vocabularies.json").read_text()

@@ -15,6 +15,7 @@ import yaml
 from conftest import call, png, refused, rows_of_three, wav, with_rows, write
 from safetensors.torch import load_file, save_file
 
+from mmkt import report
 from mmkt.config import override
 
 HOME = Path(__file__).parent.parent
@@ -111,6 +112,9 @@ def test_two_processes_predict_what_one_does(trained):
     assert one["kind.prediction"] == two["kind.prediction"]
     logits = [np.array(table["kind.logits"].to_pylist()) for table in tables]
     np.testing.assert_allclose(*logits, atol=1e-5, rtol=0)
+    rows = [report.read(trained.parent / f"out-{world}/subsets.jsonl") for world in (1, 2)]
+    assert [row[:-4] for row in rows[0]] == [row[:-4] for row in rows[1]]
+    assert [row.value for row in rows[0]] == pytest.approx([row.value for row in rows[1]], abs=1e-9, nan_ok=True)
 
 
 def test_predict(capfd, trained, tmp_path):

@@ -12,12 +12,13 @@ import pytest
 from conftest import call, refused
 from scipy.stats import binom
 
-from mmkt.compare import compare, read
+from mmkt.compare import compare
 from mmkt.evaluate import Evaluation, evaluate, write_figures
 from mmkt.metrics.accuracy import Accuracy
 from mmkt.metrics.auroc import Auroc
 from mmkt.metrics.mae import Mae
-from mmkt.statistics import exchanged, mcnemar
+from mmkt.predictions import load
+from mmkt.statistics import mcnemar, permutation_test
 from mmkt.types import Predictions
 
 
@@ -55,7 +56,7 @@ def test_the_permutation_test_is_that_over_all_exchanges():
     seen = np.mean(one) - np.mean(two)
     every = [np.mean(np.where(swap, two - one, one - two)) for swap in product([False, True], repeat=6)]
     exact = np.mean([abs(x) >= abs(seen) - 1e-12 for x in every])
-    found = exchanged(numbers(one), numbers(two), "k", Mae(), 40_000)
+    found = permutation_test(numbers(one), numbers(two), "k", Mae(), 40_000)
     assert found == pytest.approx(exact, abs=3 * (exact * (1 - exact) / 40_000) ** 0.5)
     assert 0.05 < exact < 0.5
 
@@ -67,7 +68,7 @@ def test_chance_is_claimed_as_often_as_said(gap):
     for _ in range(200):
         shared = random.random(150) < 0.5  # rows that both find easy
         one, two = (shared | (random.random(150) < p) for p in (0.5, 0.5 + 2 * gap))
-        found.append(exchanged(answers(one), answers(two), "k", Accuracy(), 200) < 0.05)
+        found.append(permutation_test(answers(one), answers(two), "k", Accuracy(), 200) < 0.05)
     if gap:
         assert np.mean(found) > 0.7
     else:
@@ -77,13 +78,13 @@ def test_chance_is_claimed_as_often_as_said(gap):
 def test_a_unit_changes_no_p():
     one, two = np.random.default_rng(0).normal(size=(2, 60))
     two[3:] = one[3:]  # many exchanges give just the difference that is seen
-    small, large = (exchanged(numbers(one * unit), numbers(two * unit), "k", Mae(), 2000) for unit in (1.0, 1e7))
+    small, large = (permutation_test(numbers(one * unit), numbers(two * unit), "k", Mae(), 2000) for unit in (1.0, 1e7))
     assert small == large
 
 
 def test_what_is_undefined_has_no_p():
     alike = answers([True] * 6, label=np.zeros(6, dtype=int))
-    assert np.isnan(exchanged(alike, alike, "k", Auroc(), 50))
+    assert np.isnan(permutation_test(alike, alike, "k", Auroc(), 50))
 
 
 def tags(said) -> Predictions:
@@ -160,12 +161,12 @@ def test_the_command(trained, tmp_path, capfd):
     status, out, _ = call(capfd, "compare", trained, other, "--resamples", 100, "--json")
     (line,) = json.loads(out)["comparisons"]
     assert line["n"] == 24
-    assert "it has test, validation: --split test" in refused(capfd, "compare", trained, other, "--split", "train")
+    assert "it has one on test, validation; mmkt evaluate" in refused(capfd, "compare", trained, other, "--split", "train")
     assert "not evaluated on the same rows" in refused(capfd, "compare", trained / "evaluation-validation", other)
     # predictions of before, which do not say what they mean: the checkpoint beside them does
     file = trained / "evaluation-test/predictions.parquet"
     pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
-    assert read(str(trained), "test").tasks == {"kind": "classify"}
+    assert load(trained, "test").tasks == {"kind": "classify"}
     file = other / "predictions.parquet"
     pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
     assert "evaluate the checkpoint again" in refused(capfd, "compare", trained, other)

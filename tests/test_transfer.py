@@ -142,7 +142,7 @@ def test_a_phase_ends_early_and_the_budget_stays(aligning, capfd, config_file):
     assert ["loss/match" in line for line in lines if "loss" in line] == [True] * 3 + [False] * 7
 
 
-@pytest.mark.parametrize("stop", [2])
+@pytest.mark.parametrize("stop", [3, 5])
 def test_a_run_stopped_while_aligning_resumes_to_the_bit(aligning, tmp_path, monkeypatch, stop):
     from mmkt.run import Run
     from mmkt.stop import Stopped

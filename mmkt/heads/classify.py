@@ -60,14 +60,14 @@ class Classify(Head):
         classes = self.vocabulary["classes"]
         return {"prediction": [classes[k] for k in best.tolist()], "confidence": confidence.tolist()}
 
-    def temper(self, logits: Tensor) -> Tensor:
-        """Divided by the temperature (Guo et al., 2017)."""
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """Divided by the temperature (Guo et al., 2017), (B, C)."""
         return logits / self.vocabulary.get("calibration", {}).get("temperature", 1.0)
 
-    def sets(self, logits: Tensor) -> dict[str, list[Any]]:
-        """The classes that are probable enough to reach the coverage that was asked for."""
+    def prediction_sets(self, logits: Tensor) -> dict[str, list[Any]]:
+        """A set a row of (B, C): classes that are probable enough for the coverage asked for (``conformal_threshold``)."""
         if "calibration" not in self.vocabulary:
             return {}
-        least, classes = self.vocabulary["calibration"]["least"], self.vocabulary["classes"]
-        enough = logits.double().softmax(1) >= least * (1 - 1e-5)  # another batch or device may round the last digits otherwise
+        threshold, classes = self.vocabulary["calibration"]["threshold"], self.vocabulary["classes"]
+        enough = logits.double().softmax(1) >= threshold * (1 - 1e-5)  # another batch may round the last digits otherwise
         return {"set": [[c for c, on in zip(classes, row) if on] for row in enough.tolist()]}

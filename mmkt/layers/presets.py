@@ -28,17 +28,27 @@ def _either(*sides: dict[Role, str]) -> dict[Role, str]:
     return {role: "|".join(side[role] for side in sides) for role in NAMES}
 
 
-QKV: tuple[str, ...] = ("attention.self.query", "attention.self.key", "attention.self.value")
-BERT = (*QKV, "attention.output.dense", "intermediate.dense", "output.dense")
-QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
-WAVES = _preset("encoder.layers", *QKV, "attention.out_proj", "feed_forward.intermediate_dense", "feed_forward.output_dense")
-VIT = (*QKV, "attention.o_proj", "mlp.fc1", "mlp.fc2")
-QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-LLAMA = _preset("layers", *QKV, "self_attn.o_proj", "mlp.(?:gate|up)_proj", "mlp.down_proj")
-CLIP = _preset("tower.encoder.layers", *QKV, "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
-WHISPER = _preset("layers", *QKV, "self_attn.out_proj", "fc1", "fc2")
-QKV = ("attention.attn.q", "attention.attn.k", "attention.attn.v")
-MPNET = _preset("encoder.layer", *QKV, "attention.attn.o", "intermediate.dense", "output.dense")
+def _each(name: str, *words: str) -> tuple[str, ...]:
+    return tuple(name.format(word) for word in words)
+
+
+BERT = (
+    *_each("attention.self.{}", "query", "key", "value"),
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+)
+VIT = (*_each("attention.{}_proj", *"qkvo"), "mlp.fc1", "mlp.fc2")
+WAVES = _preset(
+    "encoder.layers",
+    *_each("attention.{}_proj", "q", "k", "v", "out"),
+    *_each("feed_forward.{}_dense", "intermediate", "output"),
+)
+LLAMA = _preset("layers", *_each("self_attn.{}_proj", *"qkvo"), "mlp.(?:gate|up)_proj", "mlp.down_proj")
+SELF = _each("self_attn.{}_proj", "q", "k", "v", "out")
+CLIP = _preset("tower.encoder.layers", *SELF, "mlp.fc1", "mlp.fc2")
+WHISPER = _preset("layers", *SELF, "fc1", "fc2")
+MPNET = _preset("encoder.layer", *_each("attention.attn.{}", *"qkvo"), "intermediate.dense", "output.dense")
 # one layer makes queries, keys and values
 GPT2 = ("attn.c_attn", "attn.c_attn", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 TIMM = ("attn.qkv", "attn.qkv", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")

@@ -91,8 +91,7 @@ def _gains(gains: Sequence[Gain]) -> Figure:
                 axes.plot([what.low, what.high], [y, y], "-", color=colour, linewidth=2)
             full = "full" if what.seeds >= 5 else "none"
             axes.plot(what.mean, y, "o", color=colour, fillstyle=full, label=words if k == 0 or gain is gains[0] else None)
-    names = [gain.method + ("" if gain.fraction == 1 else f", {gain.fraction:.3g} of the labels") for gain in gains]
-    axes.set_yticks(range(len(gains)), names)
+    axes.set_yticks(range(len(gains)), [str(gain) for gain in gains])
     axes.set_ylim(len(gains) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()

@@ -16,6 +16,7 @@ from mmkt.config import read
 from mmkt.experiment import Experiment
 from mmkt.parts import ConfigError, Parts, nearest
 from mmkt.run import stage
+from mmkt.score import metric_of
 from mmkt.studies.runs import Crew, Training, figure
 from mmkt.study import GridOf, Study
 
@@ -168,19 +169,16 @@ class Transfer:
 def _judged(study: Study) -> tuple[str, str, bool]:
     """The task and the metric that a study is about, and whether higher is better."""
     config, parts = read(Experiment, study.experiment, study.settings), Parts()
-    heads: dict[str, Any] = {task: parts.find("heads", spec["name"]) for task, spec in config.model.heads.items()}
-    if not heads:
+    tasks = {task: spec["name"] for task, spec in config.model.heads.items()}
+    if not tasks:
         raise ConfigError([("experiment", f"{study.experiment} has no head to be judged by")])
-    task, _, name = (study.metric or next(iter(heads))).partition("/")
-    if task not in heads:
-        raise ConfigError([("metric", f"there is no task {task!r}{nearest(task, heads)}; allowed: {', '.join(heads)}")])
-    kind = config.model.heads[task]["name"]
-    metrics: dict[str, Any] = {name: parts.find("metrics", name) for name in parts.files("metrics")}
-    known = [name for name, metric in metrics.items() if kind in metric.heads and metric.resamples and metric.overall]
-    name = name or heads[task].metrics[0]
-    if name not in known:
-        raise ConfigError([("metric", f"{name!r} does not judge {task}{nearest(name, known)}; allowed: {', '.join(known)}")])
-    return task, name, metrics[name].higher_is_better
+    try:
+        task, name, metric = metric_of(study.metric, tasks, parts)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError([("metric", str(error))]) from error
+    return task, name, metric.higher_is_better
 
 
 def _cells(study: Study, grid: GridOf, path: str) -> Iterator[Cell]:

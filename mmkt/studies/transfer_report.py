@@ -93,7 +93,7 @@ def summary(results: Results) -> list[str]:
 
 def _sentence(results: Results, gain: Gain) -> str:
     study, what = results.transfer.study, gain.swept
-    pair = f"{_where(gain)}: {study.pretrained} against {study.baseline}, each with its own rate, {_difference(what)}"
+    pair = f"{gain}: {study.pretrained} against {study.baseline}, each with its own rate, {_difference(what)}"
     verdict = {
         "gain": "a gain",
         "loss": "a loss",
@@ -107,10 +107,6 @@ def _sentence(results: Results, gain: Gain) -> str:
             f"{_difference(gain.change)}. That the gap is larger without a sweep: {gain.hypothesis}."
         )
     return text
-
-
-def _where(gain: Gain) -> str:
-    return gain.method + ("" if gain.fraction == 1 else f" with {gain.fraction:.3g} of the labels")
 
 
 def _needed(gain: Gain) -> str:
@@ -171,7 +167,7 @@ def _steps(reached: Sequence[int | None]) -> str:
 def _gains(results: Results) -> Sheet:
     study = results.transfer.study
     rows = [
-        [_where(gain), _difference(gain.swept), "–" if math.isnan(gain.p) else f"{gain.p:.3g}", gain.verdict]
+        [str(gain), _difference(gain.swept), "–" if math.isnan(gain.p) else f"{gain.p:.3g}", gain.verdict]
         for gain in results.gains
     ]
     notes = [
@@ -183,7 +179,7 @@ def _gains(results: Results) -> Sheet:
 
 def _unswept(results: Results) -> Sheet:
     rows = [
-        [_where(gain), _difference(gain.fixed), _difference(gain.change), gain.hypothesis or "–"]
+        [str(gain), _difference(gain.fixed), _difference(gain.change), gain.hypothesis or "–"]
         for gain in results.gains
         if gain.fixed is not None and gain.change is not None
     ]

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from mmkt.checkpoint import read_json, settle, write_json
 from mmkt.model import Model
 from mmkt.parts import Parts
+from mmkt.predictions import load
 from mmkt.score import resampled, spread
 from mmkt.statistics import Difference, difference, holm
 from mmkt.studies.runs import cost
 from mmkt.studies.transfer_gain import Cell, Key, Transfer, of_method
-from mmkt.types import Predictions
 
 
 class Line(NamedTuple):
@@ -51,6 +50,9 @@ class Gain(NamedTuple):
     p: float  # corrected (Holm) over all of these comparisons
     fixed: Difference | None  # both with the study's one rate
     change: Difference | None  # the second minus the first: what leaving the sweep out would have claimed too much
+
+    def __str__(self) -> str:
+        return self.method + ("" if self.fraction == 1 else f", {self.fraction:.3g} of the labels")
 
     @property
     def verdict(self) -> str:
@@ -182,9 +184,6 @@ def _differences(transfer: Transfer, first: Sequence[Key], second: Sequence[Key]
 
 
 def _resampled(transfer: Transfer, key: Key) -> np.ndarray:
-    folder = settle(transfer.folder(key) / "best")
-    table = pq.read_table(folder / f"evaluation-{transfer.config.data.test}" / "predictions.parquet")
-    heads = {transfer.task: transfer.config.model.heads[transfer.task]["name"]}
     metric: Any = Parts().find("metrics", transfer.metric)()
-    predictions = Predictions(table, heads, read_json(folder / "vocabularies.json"))
+    predictions = load(transfer.folder(key), transfer.config.data.test)
     return resampled(predictions, transfer.task, metric, transfer.study.resamples)
