@@ -1,4 +1,4 @@
-"""python scripts/bench_evaluate.py [CONFIG] [key=value …] [--fusions concat merged …] [--rows N] [--rounds N]
+"""python scripts/bench_evaluate.py [key=value …] [--config FILE] [--fusions concat merged …] [--rows N] [--rounds N]
 
 Time of an evaluation with every subset of the modalities over that of a plain one, with the encoders of an experiment (by
 default numerals) at their first weights: forward passes over the same rows, decoded and cached before, then the figures
@@ -67,7 +67,7 @@ def retrieve(items: int, dim: int) -> tuple[float, float]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", nargs="?", default=str(CONFIG))
+    parser.add_argument("--config", default=str(CONFIG))
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--fusions", nargs="+", default=["concat", "crossmodal", "merged"])
     parser.add_argument("--rows", type=int, default=512)

@@ -80,7 +80,11 @@ def test_all_subsets_over_a_plain_pass(tiny_settings, config_file, monkeypatch, 
     assert min(min(values) for values in found.values()) > 0
     known = {"plain": [3.0, 2.0, 9.0], "subsets": [4.0, 3.0, 6.0], "figures": [1.0, 1.0, 1.0], "all figures": [2.0, 2.0, 5.0]}
     monkeypatch.setattr(bench_evaluate, "seconds", lambda *_: known)
-    monkeypatch.setattr(sys, "argv", ["bench_evaluate.py", str(config_file(tiny_settings)), "--fusions", "concat", "sum"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["bench_evaluate.py", "train.steps=1", "--config", str(config_file(tiny_settings)), "--fusions", "concat", "sum"],
+    )
     bench_evaluate.main()
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.split()[0] in ("concat", "sum")]
     assert lines == [[name, "3.00", "4.00", "1.33", "6.00", "1.50"] for name in ("concat", "sum")]
