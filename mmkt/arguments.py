@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from mmkt import __version__
+from mmkt.parts import ROOMS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -96,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("checkpoint", help="its folder, or a Hub id")
     one.add_argument("--plugins", nargs="+", default=[], help="folders or packages that its parts may come from")
     one = command("list", "list_parts", "the parts of a room, or all rooms")
-    one.add_argument("room", nargs="?", help="encoders, fusion, heads, objectives, adapters, transfer, metrics, data/sources")
+    one.add_argument("room", nargs="?", help=", ".join(ROOMS))
     one.add_argument("part", nargs="?", help="one of them: what it does, its facts and settings")
     one = command("check-part", "check_part", "hold a fusion to what every fusion must do; exit 1 where it breaks a point")
     one.add_argument("room", choices=["fusion"], help="fusion")

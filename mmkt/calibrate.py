@@ -73,7 +73,7 @@ def calibrate(
         raise ConfigError(f"{path} has no head classify, which calibration is of; its heads: {', '.join(model.heads) or 'none'}")
     for task in tasks:
         model.heads[task].vocabulary.pop("calibration", None)
-    feed, _ = feed_of(model, config, split, parts)
+    feed, _ = feed_of(model, config, [split], parts)
     answers = predict(model, feed, feed.rows(split), device=accelerator.device, autocast=accelerator.autocast)
     found = [_fit(model.heads[task], labelled(answers, task), task, coverage) for task in tasks]
     if distributed.rank() == 0:
@@ -109,7 +109,7 @@ def show(found: Sequence[Calibrated], console: Console) -> None:
         "set size": [f"{one.size:.2f}" for one in found],
         "n": [str(one.rows) for one in found],
     }
-    report.columns("fitted on validation", {"task": [one.task for one in found]}, numbers, console)
+    report.show([report.sheet("fitted on validation", {"task": [one.task for one in found]}, numbers)], console)
     for one in found:
         if not one.threshold:
             few = f"{one.task}: {one.rows} rows are too few for a coverage of {one.coverage:g}: its sets hold every class"

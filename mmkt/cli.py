@@ -73,11 +73,12 @@ def train(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """Evaluate a checkpoint."""
     from mmkt import distributed
+    from mmkt.evaluate import PAGE
     from mmkt.evaluate import evaluate as evaluated
 
     found, folder = evaluated(options.checkpoint, options.overrides, plugins=options.plugins, out=options.out)
-    _figures(found.rows, options, {name: getattr(found, name) for name in ("subsets", "retrieval")})
-    distributed.say(f"written: {folder}")
+    _figures(found.rows, options, found.across)
+    distributed.say(f"written: {folder / PAGE if found.page else folder}")
 
 
 def calibrate(options: argparse.Namespace) -> None:
@@ -101,17 +102,12 @@ def compare(options: argparse.Namespace) -> None:
 
     from mmkt import compare as comparing
 
-    lines = comparing.compare(
-        options.paths,
-        split=options.split,
-        metrics=options.metric,
-        resamples=options.resamples,
-        plugins=options.plugins,
-    )
+    how: Any = {"split": options.split, "metrics": options.metric, "resamples": options.resamples, "plugins": options.plugins}
+    lines, robust = comparing.compare(options.paths, **how), comparing.robustness(options.paths, **how)
     if options.json:
-        print(json.dumps(comparing.as_json(lines, options.paths[0])))
+        print(json.dumps(comparing.as_json(lines, options.paths[0], robust)))
     else:
-        comparing.show(lines, options.paths[0], Console())
+        comparing.show(lines, options.paths[0], Console(), robust)
 
 
 def ensemble(options: argparse.Namespace) -> None:
@@ -234,7 +230,8 @@ def _figures(rows: Any, options: argparse.Namespace, across: Mapping[str, Any] =
     """Rows, and those across modalities, as tables on standard output, or with --json as one object."""
     from rich.console import Console
 
-    from mmkt import distributed, report, retrieval, subsets
+    from mmkt import distributed, report
+    from mmkt.across import SHEETS
 
     if distributed.rank() == 0:
         if options.json:
@@ -242,9 +239,10 @@ def _figures(rows: Any, options: argparse.Namespace, across: Mapping[str, Any] =
                 json.dumps(report.as_json(rows) | {name: report.as_json(some)["rows"] for name, some in across.items() if some})
             )
         else:
-            report.table(rows, Console())
-            subsets.show(across.get("subsets", ()), Console())
-            retrieval.show(across.get("retrieval", ()), Console())
+            console = Console()
+            report.show(report.sheets(rows, width=console.width), console)
+            for name, tables in SHEETS.items():
+                report.show(tables(across.get(name, ())), console)
 
 
 def predict(options: argparse.Namespace) -> None:

@@ -13,9 +13,10 @@ from rich.text import Text
 
 from mmkt import report
 from mmkt.parts import ConfigError, Parts
-from mmkt.predictions import load
+from mmkt.robustness import JOINT, Condition, curves, families, relative
 from mmkt.score import interval, labelled, metric_of, resampled
 from mmkt.statistics import holm, mcnemar, permutation_test
+from mmkt.stored import load, load_worse
 from mmkt.types import Metric, Predictions
 
 NOTE = (
@@ -88,6 +89,66 @@ def compare(
     return [line._replace(p=p, mcnemar=q) for line, p, q in zip(lines, *corrected)]
 
 
+class Robustness(NamedTuple):
+    """Of one checkpoint beside the first, under a corruption, a modality's, or all at once."""
+
+    task: str
+    metric: str
+    name: str
+    condition: str  # a family of ``robustness.families``
+    n: int
+    first: float  # relative robustness: the share of the clean figure that is left
+    other: float
+    effective: float  # positive where the other keeps more than the first's loss would have left it
+    low: float  # its 95 % interval: paired bootstrap over rows
+    high: float
+
+
+def robustness(
+    paths: Sequence[str],
+    *,
+    split: str = "test",
+    metrics: Sequence[str] = (),
+    resamples: int = 10_000,
+    plugins: Sequence[str] = (),
+) -> list[Robustness]:
+    """Effective robustness (Taori et al., 2020) beside the first checkpoint, under the conditions that all were evaluated under.
+
+    What a model reaches under corruption beyond what its clean figure lets expect. With one model to learn that from, the first,
+    the expectation is to lose as much as it does: (worse − clean) of the other − (worse − clean) of the first.
+
+    Args:
+        paths: as ``compare`` takes them.
+        split: of the evaluations.
+        metrics: ``task/metric``; by default each task's first one.
+        resamples: of the bootstrap over rows, which all share.
+        plugins: folders or packages that metrics may come from.
+
+    Returns:
+        Nothing where one was not evaluated under corruption.
+    """
+    clean, worse = [load(Path(path), split) for path in paths], [load_worse(Path(path), split) for path in paths]
+    shared = [Condition.of(name) for name in worse[0] if all(name in some for some in worse)]
+    if len({frozenset(Condition.of(name).family for name in some) for some in worse}) > 1:
+        shared = [c for c in shared if c.modality != JOINT]  # drawn from other corruptions, it is another condition
+    found = []
+    for task, kind, metric in _judges(clean[0].tasks, metrics, Parts(plugins)) if shared else ():
+        sign, higher = 1 if metric.higher_is_better else -1, metric.higher_is_better
+        figures = []
+        for whole, some in zip(clean, worse):
+            base, values = curves(whole, {c: some[str(c)] for c in shared}, task, metric, resamples)
+            figures.append((base, families(values)))
+        n = labelled(clean[0], task).table.num_rows
+        base, own = figures[0]
+        for name, (other, theirs) in zip(_names(paths)[1:], figures[1:]):
+            for condition, under in own.items():
+                first, keeps = relative(base, under, higher), relative(other, theirs[condition], higher)
+                gain = sign * ((theirs[condition] - other) - (under - base))
+                shares = float(first[0]), float(keeps[0])
+                found.append(Robustness(task, kind, name, condition, n, *shares, float(gain[0]), *interval(gain[1:])))
+    return found
+
+
 def _names(paths: Sequence[str]) -> list[str]:
     """What sets the paths apart."""
     parts = [[x for x in Path(path).parts if x != "best" and not x.startswith("evaluation-")] or ["."] for path in paths]
@@ -136,13 +197,14 @@ def _right(found: Predictions, task: str) -> np.ndarray:
     return np.array([x == y for x, y in zip(label, answer)])
 
 
-def as_json(lines: Sequence[Comparison], first: str) -> dict[str, Any]:
-    """``{"first": …, "comparisons": [...]}``."""
-    return {"first": first, "comparisons": [report.record(line) for line in lines]}
+def as_json(lines: Sequence[Comparison], first: str, robust: Sequence[Robustness] = ()) -> dict[str, Any]:
+    """``{"first": …, "comparisons": [...], "robustness": [...]}``."""
+    found = {"first": first, "comparisons": [report.record(line) for line in lines]}
+    return found | {"robustness": [report.record(line) for line in robust]}
 
 
-def show(lines: Sequence[Comparison], first: str, console: Console) -> None:
-    """Print a table a task and metric."""
+def show(lines: Sequence[Comparison], first: str, console: Console, robust: Sequence[Robustness] = ()) -> None:
+    """Print a table a task and metric, and one of their robustness."""
     for task, metric in dict.fromkeys((line.task, line.metric) for line in lines):
         own = [line for line in lines if (line.task, line.metric) == (task, metric)]
         numbers = {
@@ -154,5 +216,14 @@ def show(lines: Sequence[Comparison], first: str, console: Console) -> None:
             numbers["right alone"] = [f"{line.only_other} to {line.only_first}" for line in own]
             numbers["McNemar p"] = [f"{line.mcnemar:.2g}" for line in own]
         title = f"{task}: {metric}, against {first} with {own[0].first:.3f} (n = {own[0].n})"
-        report.columns(title, {"model": [line.name for line in own]}, numbers, console)
+        report.show([report.sheet(title, {"model": [line.name for line in own]}, numbers)], console)
+    for task, metric in dict.fromkeys((line.task, line.metric) for line in robust):
+        some = [line for line in robust if (line.task, line.metric) == (task, metric)]
+        names = {"under": [line.condition for line in some], "model": [line.name for line in some]}
+        figures = {
+            "first keeps": [f"{line.first:.3f}" for line in some],
+            "keeps": [f"{line.other:.3f}" for line in some],
+            "effective": [f"{line.effective:+.3f} [{line.low:+.3f}, {line.high:+.3f}]" for line in some],
+        }
+        report.show([report.sheet(f"{task}: {metric} under corruption, beside {first}", names, figures)], console)
     console.print(Text(NOTE))

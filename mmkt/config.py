@@ -48,11 +48,33 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# as YAML 1.2 has it: no, off, yes and on are words ("train.precision=no")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _json(text: str, where: str) -> Any:
+    """Faster by far than the same text as YAML."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice = sorted({key for key, _ in pairs if [k for k, _ in pairs].count(key) > 1}) if len(dict(pairs)) < len(pairs) else []
+        if twice:
+            raise ConfigError(f"{where}: given twice: {', '.join(twice)}")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where} is not valid JSON: {error}") from None
 
 
 def merge(old: Any, new: Any) -> Any:
@@ -80,7 +102,7 @@ def load(path: Path | str, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not UTF-8 text") from None
-    own = _yaml(text, str(path)) or {}
+    own = _json(text, str(path)) if path.suffix == ".json" else _yaml(text, str(path)) or {}
     if not isinstance(own, dict):
         raise ConfigError(f"{path} should hold settings (key: value), found {type(own).__name__}")
     bases = own.pop("base", [])

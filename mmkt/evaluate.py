@@ -1,11 +1,12 @@
-"""A checkpoint evaluated: figures and predictions of a split, with all modalities and with every subset of them."""
+"""A checkpoint evaluated: figures and predictions of a split, and all else that it can do across modalities."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,31 +14,35 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import Progress
 
-from mmkt import checkpoint, distributed, report, retrieval, subsets
+from mmkt import across, checkpoint, distributed, evaluation_page, report
+from mmkt.asked import Plan, column_at, plan
 from mmkt.config import check, override
 from mmkt.data import splits
 from mmkt.data.check import Unreadable
-from mmkt.data.columns import codes
 from mmkt.experiment import Experiment
 from mmkt.feed import Feed
 from mmkt.launcher import use_threads
 from mmkt.model import Model
-from mmkt.parts import ConfigError, Parts, nearest
-from mmkt.predictions import judges, predict, predict_subsets, save
+from mmkt.parts import ConfigError, Parts
+from mmkt.predictions import judges, predict, predict_changed, predict_subsets
 from mmkt.preparation import open_manifest
+from mmkt.robustness import Condition
 from mmkt.score import About, score
+from mmkt.stored import WORSE, save, together
 from mmkt.types import Predictions, Row
 
 NO_ROWS = np.empty(0, dtype=np.int64)
+PAGE = "report.html"
 
 
 class Evaluation(NamedTuple):
-    """Of a model on a split; what is across modalities on rank 0 alone, which writes it."""
+    """Of a model on a split; what is beside its figures on rank 0 alone, which writes it."""
 
     rows: list[Row]
     predictions: Predictions
-    subsets: Sequence[Row] = ()  # with some of the modalities (``subsets.measure``)
-    retrieval: Sequence[Row] = ()  # from one modality to another (``retrieval.measure``)
+    across: Mapping[str, Sequence[Row]] = MappingProxyType({})  # by the name of its file (``across.SHEETS``)
+    worse: Mapping[Condition, Predictions] = MappingProxyType({})  # the same rows under corruption
+    page: str = ""  # the report, as HTML
 
 
 def evaluate(
@@ -54,30 +59,34 @@ def evaluate(
     accelerator, parts = Accelerator(), Parts(plugins)
     model, config = revived(path, overrides, parts, accelerator, ("data", "evaluate"))
     folder = Path(out) if out else Path(path) / f"evaluation-{config.evaluate.split}"
-    return evaluate_model(model, config, folder, parts, accelerator, across=True), folder
+    return evaluate_model(model, config, folder, parts, accelerator, whole=True), folder
 
 
 def evaluate_model(
-    model: Model, config: Experiment, folder: Path, parts: Parts, accelerator: Accelerator, *, across: bool = False
+    model: Model, config: Experiment, folder: Path, parts: Parts, accelerator: Accelerator, *, whole: bool = False
 ) -> Evaluation:
-    """Figures and predictions of a revived model, written to a folder; ``across`` modalities too if wanted."""
-    feed, bad = feed_of(model, config, config.evaluate.split, parts)
-    found = figures(model, feed, parts, accelerator, across)
+    """Figures and predictions of a revived model, written to a folder; ``whole``: all else that the settings ask for too."""
+    data, names = config.data, [config.evaluate.split]
+    if whole and config.evaluate.shots:
+        names += [name for name in (data.train, data.validation) if name is not None]
+    feed, bad = feed_of(model, config, names, parts)
+    found = figures(model, feed, parts, accelerator, whole)
     if distributed.rank() == 0:
         write_figures(folder, found, bad)
     distributed.wait()
     return found
 
 
-def feed_of(model: Model, config: Experiment, split: str, parts: Parts) -> tuple[Feed, list[Unreadable]]:
-    """The rows of a split for a model, and those left out as they can't be decoded (``data.bad_rows: drop``)."""
+def feed_of(model: Model, config: Experiment, names: Sequence[str], parts: Parts) -> tuple[Feed, list[Unreadable]]:
+    """The rows of some splits for a model, and those left out as they can't be decoded (``data.bad_rows: drop``)."""
     manifest = open_manifest(config.data, config.seed, parts)
     if config.data.bad_rows != "drop":
         return Feed(manifest, model, config.data, config.seed), []
     looking = Feed(manifest, model, config.data, config.seed, labelled=NO_ROWS)
-    bad = looking.unreadable(looking.rows(split))  # those of other splits stay, unread
+    bad = looking.unreadable(np.unique(np.concatenate([looking.rows(name) for name in names])))  # others stay, unread
     manifest = splits.without(manifest, {cell.row for cell in bad})
-    return Feed(manifest, model, config.data, config.seed, labelled=splits.rows_of(manifest, split)), bad
+    labelled = np.concatenate([splits.rows_of(manifest, name) for name in names])
+    return Feed(manifest, model, config.data, config.seed, labelled=labelled), bad
 
 
 def revived(
@@ -95,77 +104,72 @@ def revived(
     return model, model.config
 
 
-def figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator, across: bool = False) -> Evaluation:
-    """Predictions on ``evaluate.split`` and their figures; ``across``: of every subset of the modalities, and retrieval."""
+def figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator, whole: bool = False) -> Evaluation:
+    """Predictions on ``evaluate.split`` and their figures; ``whole``: all else that the settings ask for too."""
     config = model.config
     assert config is not None
-    settings, names = config.evaluate, model.modalities
-    console, chosen = Console(stderr=True), feed.rows(settings.split)
-    lattice, vectors = _across(config, names) if across else (False, False)
-    some = subsets.power_set(names) if lattice else [names]
-    about_items = (_items(feed, chosen, settings.item), _cells(feed, chosen)) if vectors else None
+    settings, rows = config.evaluate, feed.rows(config.evaluate.split)
+    _refuse_unlabelled(feed, rows, settings.split)
+    asked = plan(model, feed, rows, config, parts) if whole else Plan()
+    answers = _answers(model, feed, rows, asked, accelerator, settings.split)
+    about = About(Path(config.run).name, "", config.seed, settings.split, "+".join(sorted(model.modalities)), "clean")
+    metrics, predictions = judges(model, settings.metrics, parts), answers.whole
+    scored = score(predictions, metrics, about=about, resamples=settings.resamples) if metrics else []
+    more = across.measure(asked, answers, model, feed, rows, metrics, about) if distributed.rank() == 0 else {}
+    page = ""
+    if whole and settings.page and distributed.rank() == 0:
+        story = evaluation_page.Story(f"{about.run} on {about.split}", scored, more, predictions, asked)
+        page = evaluation_page.render(story, feed, parts)
+    kept = [name for name in predictions.table.column_names if not name.startswith("vector.")]
+    return Evaluation(scored, predictions._replace(table=predictions.table.select(kept)), more, answers.worse, page)
+
+
+def _refuse_unlabelled(feed: Feed, rows: np.ndarray, split: str) -> None:
+    """Before the first pass: what no row has a label of can't be judged."""
+    problems = []
+    for task, (_, labelled) in feed.labels.items():
+        column, where = feed.label_column(task), f"data.labels.{task}"
+        if not labelled[rows].any():
+            try:
+                column_at(feed.manifest, column, where)
+                found = f"the column {column!r} is empty in all {len(rows)} rows of {split}"
+            except ConfigError as error:
+                found = error.problems[0][1]
+            problems.append((where, f"{found}. Without labels: mmkt predict, or mmkt embed"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _answers(model: Model, feed: Feed, rows: np.ndarray, asked: Plan, accelerator: Accelerator, split: str) -> across.Answers:
+    """Every pass over rows that was planned, with a progress bar."""
+    console = Console(stderr=True)
     quiet = distributed.rank() != 0 or not console.is_terminal
     with Progress(*Progress.get_default_columns(), console=console, disable=quiet, transient=True) as bar:
-        task = bar.add_task(f"evaluating {settings.split}", total=len(chosen) // distributed.world_size())
-        how: Any = {"device": accelerator.device, "autocast": accelerator.autocast, "advance": partial(bar.advance, task)}
-        how["vectors"] = vectors
-        answers = predict_subsets(model, feed, chosen, some, **how) if lattice else [predict(model, feed, chosen, **how)]
-    first, *others = distributed.everyone(feed.cuts)
-    for line in first.lines(*others):
-        distributed.say(line)
-    about = About(Path(config.run).name, "", config.seed, settings.split, "+".join(sorted(names)), "clean")
-    metrics, predictions, times = judges(model, settings.metrics, parts), answers[-1], settings.resamples  # of all modalities
-    rows = score(predictions, metrics, about=about, resamples=times) if metrics else []
-    if distributed.rank() != 0:
-        lattice, about_items = False, None
-    by_subset = subsets.measure(answers, names, metrics, about=about, resamples=times) if lattice else []
-    found = retrieval.measure(predictions, names, *about_items, about=about, resamples=times) if about_items else []
-    kept = [name for name in predictions.table.column_names if not name.startswith("vector.")]
-    return Evaluation(rows, predictions._replace(table=predictions.table.select(kept)), by_subset, found)
 
+        def run(what: str, some: np.ndarray, call: Callable[..., Any], *given: Any, **more: Any) -> Any:
+            task = bar.add_task(what, total=len(some) // distributed.world_size())
+            how: Any = {"device": accelerator.device, "autocast": accelerator.autocast, "advance": partial(bar.advance, task)}
+            return call(model, feed, some, *given, **how, **more)
 
-def _across(config: Experiment, names: Sequence[str]) -> tuple[bool, bool]:
-    """Whether every subset is evaluated, and retrieval.
-
-    Raises:
-        ConfigError: what is asked for cannot be.
-    """
-    settings, count = config.evaluate, len(names)
-    aligned = any(spec["name"] == "align" for spec in config.objectives.values())
-    for name in ("subsets", "retrieval"):
-        if getattr(settings, name) and count < 2:
-            words = f"takes two modalities or more, and the model has {names[0]} alone: leave it out"
-            raise ConfigError([(f"evaluate.{name}", words)])
-    lattice = 2 <= count <= subsets.USUAL if settings.subsets is None else settings.subsets
-    vectors = count > 1 and (aligned if settings.retrieval is None else settings.retrieval)
-    if settings.item is not None and not vectors:
-        words = "is of retrieval, which is not evaluated: say evaluate.retrieval=true, or leave it out"
-        raise ConfigError([("evaluate.item", words)])
-    if count > subsets.USUAL and settings.subsets is None:
-        distributed.say(f"{count} modalities have {2**count - 1} subsets, which are left out: evaluate.subsets=true brings them")
-    return lattice, vectors
-
-
-def _cells(feed: Feed, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """By modality, rows with equal cells have equal numbers; those of several columns are each their own."""
-    found = {}
-    for m, column in feed.columns.items():
-        one = isinstance(column, str) and column in feed.manifest.table.column_names
-        found[m] = codes(feed.manifest.table[column].take(np.sort(rows)))[1] if one else np.arange(len(rows))
-    return found
-
-
-def _items(feed: Feed, rows: np.ndarray, column: str | None) -> np.ndarray:
-    """Which item each row is of, in row order; one without a value is of its own."""
-    own = np.arange(len(rows))
-    if column is None:
-        return own
-    table = feed.manifest.table
-    if column not in table.column_names:
-        words = f"there is no column {column!r}{nearest(column, table.column_names)}; allowed: {', '.join(table.column_names)}"
-        raise ConfigError([("evaluate.item", words)])
-    _, place = codes(table[column].take(np.sort(rows)))
-    return np.where(place < 0, len(rows) + own, place)
+        vectors = {"vectors": asked.vectors}
+        if asked.subsets:
+            by_subset = run(f"evaluating {split}", rows, predict_subsets, asked.subsets, **vectors)
+        else:
+            by_subset = [run(f"evaluating {split}", rows, predict, **vectors)]
+        first, *others = distributed.everyone(feed.cuts)  # of the plain pass: others read the same items again
+        for line in first.lines(*others):
+            distributed.say(line)
+        worse: dict[Condition, Predictions] = {}
+        for changes in asked.passes:
+            name = next(iter(changes)).family
+            by_name = run(f"corrupted: {name}", rows, predict_changed, {str(c): some for c, some in changes.items()})
+            worse |= {Condition.of(condition): found for condition, found in by_name.items()}
+        pool, validation = (
+            None if some is None else run(f"few shots: {name}", some, predict, vectors=True)
+            for name, some in (("pool", asked.pool), ("validation", asked.validation))
+        )
+    named = across.class_vectors(model, asked, accelerator.device, accelerator.autocast)
+    return across.Answers(by_subset, by_subset[-1], worse, pool, validation, named)
 
 
 def list_bad_rows(bad: Sequence[Unreadable], file: Path) -> None:
@@ -175,12 +179,15 @@ def list_bad_rows(bad: Sequence[Unreadable], file: Path) -> None:
 
 
 def write_figures(folder: Path, found: Evaluation, bad: Sequence[Unreadable] = ()) -> None:
-    """``metrics.jsonl``, ``predictions.parquet``; ``subsets``, ``retrieval``, ``bad_rows.jsonl`` where there are; old ones go."""
+    """``metrics.jsonl``, ``predictions.parquet``, a ``.jsonl`` of all else that was measured, ``bad_rows.jsonl``; old ones go."""
     with checkpoint.atomic(folder) as new:
         report.append(found.rows, new / "metrics.jsonl")
         save(found.predictions, new)
-        for name in ("subsets", "retrieval"):
-            if getattr(found, name):
-                report.append(getattr(found, name), new / f"{name}.jsonl")
+        for name, rows in found.across.items():
+            report.append(rows, new / f"{name}.jsonl")
+        if found.worse:
+            save(together(found.worse), new, WORSE)
+        if found.page:
+            (new / PAGE).write_text(found.page, encoding="utf-8")
         if bad:
             list_bad_rows(bad, new / "bad_rows.jsonl")

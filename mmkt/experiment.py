@@ -172,6 +172,21 @@ class Evaluate(Section):
     """Retrieval between modalities too, by ``mmkt evaluate``; by default where the objective ``align`` was trained."""
     item: str | None = None
     """A column that says which rows are of one item: several captions of a picture. By default each row is its own."""
+    missing: list[Annotated[float, Field(ge=0, le=1)]] = [0.0, 0.25, 0.5, 0.75]
+    """Rates at which each modality goes missing at random, where every subset is evaluated; [] for none."""
+    corruptions: bool | list[str] = False
+    """Inputs made worse by these (``mmkt list corruptions``), one modality at a time and jointly; true: by all that fit."""
+    severities: Annotated[list[Literal[1, 2, 3, 4, 5]], Field(min_length=1)] = [1, 2, 3, 4, 5]
+    prompts: str | None = None
+    """A file (YAML or JSON) of class names by language, {en: {templates: ["a photo of {}"], classes: {cat: cat}}}: zero-shot."""
+    shots: list[Count] = []
+    """Labelled rows a class that few-shot classifiers are given, such as [1, 2, 4, 8, 16]; drawn from ``data.train``."""
+    episodes: Annotated[int, Field(ge=2)] = 100
+    """Draws of few shots."""
+    page: bool = True
+    """A report to look at beside the files (report.html), by ``mmkt evaluate``."""
+    label: str | None = None
+    """The column of the classes that zero- and few-shot tell apart; by default that of the first head ``classify``."""
 
 
 class Card(Section):

@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from mmkt.data.labels import labels
 from mmkt.data.limits import Limits
 from mmkt.data.manifest import Manifest
 from mmkt.data.mapped import release
-from mmkt.data.rows import Rows
+from mmkt.data.rows import Change, Rows
 from mmkt.experiment import Data
 from mmkt.model import Model
 from mmkt.parts import ConfigError
@@ -174,12 +175,17 @@ class Feed:
         )
         return self._noted(self._loader(self._rows(True, views), sampler, pin))
 
-    def evaluation(self, rows: np.ndarray, pin: bool = False) -> Iterator[Batch]:
-        """This rank's share of some rows, each once over all ranks, in equally many batches if there are rows for every rank."""
+    def evaluation(self, rows: np.ndarray, changes: Mapping[str, Mapping[str, Change]] = MappingProxyType({})) -> Iterator[Batch]:
+        """This rank's share of some rows, each once over all ranks, in equally many batches if there are rows for every rank.
+
+        Args:
+            rows: row numbers.
+            changes: as ``Rows`` takes them: further views of the same rows.
+        """
         rank, world = distributed.rank(), distributed.world_size()
         smallest = 1 if world == 1 else 2  # of two rows or more: batches of one can't be equally many
         batches = sampling.evaluation(rows, max(smallest, self.data.batch_size // world), rank, world)
-        return self._noted(self._loader(self._rows(False), batches, pin))
+        return self._noted(self._loader(self._rows(False, changes=changes), batches, pin=False))
 
     def _noted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         release()
@@ -192,7 +198,9 @@ class Feed:
         finally:
             gc.unfreeze()
 
-    def _rows(self, train: bool, views: Sequence[str] = ()) -> Rows:
+    def _rows(
+        self, train: bool, views: Sequence[str] = (), changes: Mapping[str, Mapping[str, Change]] = MappingProxyType({})
+    ) -> Rows:
         return Rows(
             self.manifest,
             self.columns,
@@ -204,6 +212,7 @@ class Feed:
             one_of=self.data.one_of,
             limits=self.limits,
             cache=self.cache,
+            changes=changes,
         )
 
     def _loader(self, rows: Rows, batches: Any, pin: bool) -> DataLoader:

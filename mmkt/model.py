@@ -53,9 +53,9 @@ class Model(nn.Module):
         learned = {f"encoders.{m}": encoder.vocabulary for m, encoder in self.encoders.items() if encoder.learns}
         return {task: head.vocabulary for task, head in self.heads.items()} | learned
 
-    def encode(self, batch: Batch) -> dict[str, Encoded]:
-        """Every modality, each in its encoder's width; one that no row has comes out with ``present`` False."""
-        return {m: self._encode(m, batch) for m in self.modalities}
+    def encode(self, batch: Batch, modalities: Collection[str] | None = None) -> dict[str, Encoded]:
+        """Every modality (or some of them), each in its encoder's width; one that no row has comes out with ``present`` False."""
+        return {m: self._encode(m, batch) for m in self.modalities if modalities is None or m in modalities}
 
     def _encode(self, m: str, batch: Batch) -> Encoded:
         inputs = batch.inputs.get(m)

@@ -28,6 +28,7 @@ ROOMS = {
     "adapters": "Adapter",
     "transfer": "Transfer",
     "metrics": "Metric",
+    "corruptions": "Corruption",
     "data/sources": "Source",
 }
 HOME = Path(__file__).parent

@@ -1,22 +1,20 @@
-"""From a model and rows to predictions, on disk and back."""
+"""From a model and rows to predictions."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from mmkt import distributed
-from mmkt.checkpoint import read_json, settle
+from mmkt.data.rows import Change
 from mmkt.feed import Feed
 from mmkt.learner import Learner
 from mmkt.model import Model
@@ -24,7 +22,6 @@ from mmkt.parts import ConfigError, Parts
 from mmkt.types import Batch, Metric, Outputs, Predictions
 
 Autocast = Callable[[], AbstractContextManager]
-FILE, KEY = "predictions.parquet", "mmkt"
 
 
 def predict(
@@ -96,6 +93,43 @@ def predict_subsets(
     return _predictions(model, feed, rows, device, autocast, advance, answer, subsets)
 
 
+def predict_changed(
+    model: Model,
+    feed: Feed,
+    rows: np.ndarray,
+    changes: Mapping[str, Mapping[str, Change]],
+    *,
+    device: torch.device | str = "cpu",
+    autocast: Autocast = nullcontext,
+    advance: Callable[[int], object] = id,
+) -> dict[str, Predictions]:
+    """As ``predict``, with some inputs changed: what no change touches is encoded once for all of them.
+
+    Args:
+        model: on ``device``, not sharded; it is left in the mode it was in.
+        feed: the rows' manifest.
+        rows: row numbers.
+        changes: by name, by modality, what is done to a raw item (see ``Rows``).
+        device: to compute on.
+        autocast: makes the context of mixed precision.
+        advance: is told how many rows of this process are done.
+
+    Returns:
+        By name, on rank 0; without ``id``, ``split``, ``domain`` and ``group``. On the other processes the last one alone.
+    """
+    assert not distributed.is_sharded(model), "the parts of a sharded model are gathered by running it as a whole"
+    kept = [m for m in model.modalities if not all(m in some for some in changes.values())]
+
+    def answer(batch: Batch) -> list[_Answer]:
+        encoded = model.encode(batch, kept)
+        worse = [encoded | model.encode(batch._replace(inputs=batch.views[name]), some) for name, some in changes.items()]
+        return [_Answer.of(model.fuse(x), False) for x in worse]
+
+    every = [model.modalities] * len(changes)
+    found = _predictions(model, feed, rows, device, autocast, advance, answer, every, changes)
+    return dict(zip([*changes][-len(found) :], found, strict=True))
+
+
 class _Answer(NamedTuple):
     """To a batch."""
 
@@ -125,13 +159,14 @@ def _predictions(
     advance: Callable[[int], object],
     answer: Callable[[Batch], list[_Answer]],
     subsets: Sequence[Collection[str]],
+    changes: Mapping[str, Mapping[str, Change]] = MappingProxyType({}),
 ) -> list[Predictions]:
     """Every batch's answers, one a subset, each subset's as one table in row order (see ``predict_subsets``)."""
     training, found = model.training, []
     model.eval()
     try:
         with torch.inference_mode(), autocast():
-            for batch in _batches(model, feed, rows):
+            for batch in _batches(model, feed, rows, changes):
                 known = _Rows(batch.row.numpy(), {m: p.numpy() for m, p in batch.present.items()})
                 found.append((known, answer(batch.to(device))))
                 advance(batch.size)
@@ -146,12 +181,14 @@ def _predictions(
     ]
 
 
-def _batches(model: Model, feed: Feed, rows: np.ndarray) -> Iterator[Batch]:
+def _batches(
+    model: Model, feed: Feed, rows: np.ndarray, changes: Mapping[str, Mapping[str, Change]] = MappingProxyType({})
+) -> Iterator[Batch]:
     """This process's batches. A sharded model has to run equally often everywhere, as it is gathered by running."""
     world = distributed.world_size()
     if distributed.is_sharded(model) and len(rows) < world:
         raise ConfigError(f"{world} processes that share a model evaluate {world} rows or more, found {len(rows)}: launch fewer")
-    return feed.evaluation(rows)
+    return feed.evaluation(rows, changes)
 
 
 def _gathered(
@@ -186,44 +223,6 @@ def _gathered(
         columns[f"vector.{name}"] = pa.array([x if on else None for x, on in zip(every, there)], pa.list_(pa.float32()))
     tasks = {task: spec["name"] for task, spec in model.config.model.heads.items()} if model.config else {}
     return Predictions(pa.table(columns), tasks, model.vocabularies)
-
-
-def save(predictions: Predictions, folder: Path) -> None:
-    """``predictions.parquet``, whose metadata say what its columns mean."""
-    meaning = {"tasks": predictions.tasks, "vocabularies": predictions.vocabularies}
-    table = predictions.table
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), KEY: json.dumps(meaning)})
-    pq.write_table(table, folder / FILE)
-
-
-def load(path: Path, split: str) -> Predictions:
-    """An evaluation's predictions.
-
-    Args:
-        path: a run, a checkpoint or an evaluation's folder.
-        split: of the evaluation, where it is a run or a checkpoint.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    best = settle(path / "best")
-    places = [path, path / f"evaluation-{split}", best / f"evaluation-{split}"]
-    folder = next((place for place in places if (place / FILE).is_file()), None)
-    if folder is None:
-        others = sorted({file.parent.name for home in (path, best) for file in home.glob(f"evaluation-*/{FILE}")})
-        known = ", ".join(other.removeprefix("evaluation-") for other in others)
-        make = f"mmkt evaluate {best if best.is_dir() else path} evaluate.split={split} makes one"
-        raise ConfigError(f"{path} has no evaluation on {split}: {f'it has one on {known}; ' if known else ''}{make}")
-    table = pq.read_table(folder / FILE)
-    about = (table.schema.metadata or {}).get(KEY.encode())
-    if about is not None:
-        facts = json.loads(about)
-        return Predictions(table, facts["tasks"], facts["vocabularies"])
-    try:  # written before predictions said it themselves
-        config, vocabularies = read_json(folder.parent / "config.json"), read_json(folder.parent / "vocabularies.json")
-    except ValueError:
-        raise ConfigError(f"{folder} does not say what its predictions mean: evaluate the checkpoint again") from None
-    return Predictions(table, {task: head["name"] for task, head in config["model"]["heads"].items()}, vocabularies)
 
 
 def judges(model: Model, extra: Mapping[str, Mapping[str, Any]], parts: Parts) -> dict[str, list[tuple[str, Metric]]]:

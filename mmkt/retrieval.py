@@ -9,15 +9,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor
 
 from mmkt import report
+from mmkt.report import Sheet
 from mmkt.score import About, draws, interval
 from mmkt.types import Predictions, Row
+from mmkt.vectors import unit_vectors
 
 CELLS = 20_000_000  # similarities held at once: 80 MB
+TIE = 1e-6  # of similarities: what rounding alone tells apart, such as one text in two batches, is as near as the other
 NEAR = 10  # neighbours that say how much of a hub an item is
 KS = (1, 5, 10)
 ARROW = "→"
@@ -49,24 +50,35 @@ def rank(
     Returns:
         By penalty.
     """
-    found: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in penalties]
-    for q, want in zip(_chunks(queries, len(gallery)), _chunks(wanted, len(gallery)), strict=True):
-        plain, relevant = q @ gallery.T, want[:, None] == items
-        for parts, penalty in zip(found, penalties, strict=True):
-            parts.append(_ranks(plain if penalty is None else plain - penalty, relevant))
-    return [Ranks(*(torch.cat(x).numpy() for x in zip(*parts, strict=True))) for parts in found]
+    order = items.argsort(stable=True)
+    start, stop = (torch.searchsorted(items[order], wanted, right=right) for right in (False, True))
+    # written in place: small results that stay between large ones that go would keep the allocator from giving these back
+    n, place = len(queries), 0
+    found = [Ranks(np.empty(n, np.int64), np.empty(n), (stop - start).numpy()) for _ in penalties]
+    for q in _chunks(queries, len(gallery)):
+        here = slice(place, place + len(q))
+        number = (stop - start)[here]
+        inside = torch.arange(int(number.max())) < number[:, None]  # (q, R)
+        relevant = order[(start[here, None] + torch.arange(inside.shape[1])).clamp(max=len(items) - 1)]
+        plain = q @ gallery.T
+        for ranks, penalty in zip(found, penalties, strict=True):
+            first, precision = _ranks(plain if penalty is None else plain - penalty, relevant, inside)
+            ranks.first[here], ranks.precision[here] = first.numpy(), precision.numpy()
+        place += len(q)
+    return found
 
 
-def _ranks(similar: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of some queries' similarities (q, G), and which entries are relevant (q, G)."""
-    number = relevant.sum(1)
-    best = similar.masked_fill(~relevant, -math.inf).topk(int(number.max())).values  # of the relevant, the highest first
-    total = torch.zeros(len(similar), dtype=torch.float64)
+def _ranks(similar: Tensor, relevant: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """First rank and average precision by some queries' similarities (q, G), the relevant entries and which are (q, R)."""
+    best = similar.gather(1, relevant).masked_fill(~inside, -math.inf).sort(1, descending=True).values
+    first, total = torch.empty(0), torch.zeros(len(similar), dtype=torch.float64)
     for k in range(best.shape[1]):
-        bar = best[:, k : k + 1]
-        share = (best >= bar).sum(1).double() / (similar >= bar).sum(1)
-        total += torch.where(k < number, share, 0.0)
-    return 1 + ((similar >= best[:, :1]) & ~relevant).sum(1), total / number, number
+        bar = best[:, k : k + 1] - TIE
+        right, all_above = (best >= bar).sum(1), (similar >= bar).sum(1)
+        if k == 0:
+            first = 1 + all_above - right
+        total += torch.where(inside[:, k], right.double() / all_above, 0.0)
+    return first, total / inside.sum(1)
 
 
 def hubness(gallery: Tensor, queries: Tensor) -> Tensor:
@@ -142,9 +154,9 @@ def measure(
     Raises:
         ValueError: vectors that are not finite.
     """
-    vectors = {m: _vectors(predictions, m) for m in modalities}
+    vectors = {m: unit_vectors(predictions, m) for m in modalities}
     there = {m: np.flatnonzero(predictions.table[f"has.{m}"].to_numpy()) for m in modalities}
-    once = {m: _once(there[m], items, cells[m]) for m in modalities}
+    once = {m: once_each(there[m], items, cells[m]) for m in modalities}
     found = []
 
     def row(task: str, of: Sequence[str], metric: str, values: np.ndarray, n: int) -> None:
@@ -174,22 +186,7 @@ def measure(
     return found
 
 
-def _vectors(predictions: Predictions, m: str) -> Tensor:
-    """Of length 1, (n, D); zeros where a row lacks the modality."""
-    column = predictions.table[f"vector.{m}"].combine_chunks()
-    there, flat = column.is_valid().to_numpy(zero_copy_only=False), column.flatten().to_numpy(zero_copy_only=False)
-    found = np.zeros((len(column), len(flat) // max(1, there.sum()) or 1), np.float32)
-    found[there] = flat.reshape(-1, found.shape[1])
-    bad = int((~np.isfinite(found)).any(1).sum())
-    if bad:
-        raise ValueError(
-            f"{bad} of {there.sum()} vectors of {m} are not finite numbers, so nothing is near to them: "
-            "evaluate.retrieval=false leaves retrieval out"
-        )
-    return F.normalize(torch.from_numpy(found), dim=1)
-
-
-def _once(rows: np.ndarray, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
+def once_each(rows: np.ndarray, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
     """Of some rows those that hold a cell of an item for the first time."""
     _, firsts = np.unique(np.stack([items[rows], cells[rows]]), axis=1, return_index=True)
     return rows[np.sort(firsts)]
@@ -208,20 +205,21 @@ def _figures(ranks: Ranks, units: np.ndarray, resamples: int) -> dict[str, np.nd
     return dict(zip(names, np.concatenate(found, 1), strict=True))
 
 
-def show(rows: Sequence[Row], console: Console) -> None:
-    """Print every direction beside chance, plain and corrected, then the space's shape."""
+def sheets(rows: Sequence[Row]) -> Iterator[Sheet]:
+    """Every direction plain, corrected and by chance, then the space's shape."""
     by = {(row.task, row.metric): row for row in rows if row.task != "space"}
     directions = list(dict.fromkeys(task for task, _ in by))
     for end, words in (("", "retrieval"), (".csls", "retrieval, corrected for hubs (CSLS)")):
         numbers = {f"R@{k}": [report.cell(by[task, f"recall@{k}{end}"]) for task in directions] for k in KS}
         numbers["median"] = [f"{by[task, f'median_rank{end}'].value:.0f}" for task in directions]
         numbers["mAP"] = [f"{by[task, f'map{end}'].value:.3f}" for task in directions]
-        if not end:
-            numbers["chance R@1"] = [f"{by[task, 'recall@1.chance'].value:.3f}" for task in directions]
         if directions:
             n = "/".join(str(x) for x in dict.fromkeys(by[task, "map"].n for task in directions))
-            report.columns(f"{words} (n = {n})", {"from": directions}, numbers, console)
+            yield report.sheet(f"{words} (n = {n})", {"from": directions}, numbers)
+    if directions:
+        chance = {f"R@{k}": [report.number(by[task, f"recall@{k}.chance"].value) for task in directions] for k in KS}
+        yield report.sheet("retrieval, in a random order", {"from": directions}, chance)
     space = [row for row in rows if row.task == "space"]
     names = {"of": [row.modalities for row in space], "space": [row.metric for row in space]}
     if space:
-        report.columns("shared space", names, {"value": [report.cell(row) for row in space]}, console)
+        yield report.sheet("shared space", names, {"value": [report.cell(row) for row in space]})

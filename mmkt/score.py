@@ -84,6 +84,15 @@ def resampled(predictions: Predictions, task: str, metric: Metric, resamples: in
     return np.concatenate([metric(part, task, some)["all"] for some in weights])
 
 
+def leading(judges: Mapping[str, Sequence[tuple[str, Metric]]]) -> Iterator[tuple[str, str, Metric]]:
+    """Of every task its first metric that gives one figure and can be resampled, with its name: task, name, metric."""
+    for task, metrics in judges.items():
+        for name, metric in metrics:
+            if metric.resamples and metric.overall:
+                yield task, name, metric
+                break
+
+
 def metric_of(word: str | None, tasks: Mapping[str, str], parts: Parts) -> tuple[str, str, type[Metric]]:
     """``task/metric`` as the task, the metric's name and its class; by default the first task's, its head's first.
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow.compute as pc
-from rich.console import Console
-from rich.text import Text
 
 from mmkt import report
 from mmkt.games import interactions, shapley
-from mmkt.score import About, interval, resampled
+from mmkt.report import Sheet
+from mmkt.score import About, interval, leading, resampled
 from mmkt.types import Metric, Predictions, Row
 
 USUAL, MOST = 6, 8  # modalities, whose 63 and 255 subsets are evaluated by default, and if asked for
@@ -32,6 +31,11 @@ def power_set(modalities: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(m for i, m in enumerate(modalities) if place >> i & 1) for place in range(2 ** len(modalities))]
 
 
+def name_of(subset: Iterable[str]) -> str:
+    """A subset in a row: ``image+text``, ``none``."""
+    return "+".join(sorted(subset)) or NONE
+
+
 def measure(
     answers: Sequence[Predictions],
     modalities: Sequence[str],
@@ -42,7 +46,7 @@ def measure(
 ) -> list[Row]:
     """The lattice of subsets, by each task's first metric that is not by class alone and can be resampled; same rows for all.
 
-    ``METRIC`` is of a subset itself. All else counts up where the metric gets better, v(S) of a subset S:
+    ``METRIC`` is of a subset itself, overall and in each domain. All else counts up where the metric gets better; v(S) is of S:
 
     - ``METRIC.drop``: v(N) − v(S), what is lost without the others.
     - ``METRIC.shapley`` of a modality (``games.shapley``); they sum to v(N) − v(∅).
@@ -66,15 +70,35 @@ def measure(
         ValueError: as ``score``.
     """
     found = []
-    for task, metrics in judges.items():
-        name, metric = next(((n, m) for n, m in metrics if m.resamples and m.overall), ("", None))
-        if metric is None:
-            continue
+    for task, name, metric in leading(judges):
         values = np.stack([resampled(some, task, metric, resamples) for some in answers])  # (2^M, 1 + R)
         n = pc.count(answers[0].table[f"{task}.label"]).as_py()
         for of, kind, figures in _figures(values, modalities, metric.higher_is_better):
-            named = about.run, about.study, about.seed, about.split, task, "+".join(sorted(of)) or NONE, about.condition
+            named = about.run, about.study, about.seed, about.split, task, name_of(of), about.condition
             found.append(Row(*named, name + kind, "all", float(figures[0]), n, *interval(figures[1:])))
+        found += _by_domain(answers, modalities, task, name, metric, about, resamples)
+    return found
+
+
+def _by_domain(
+    answers: Sequence[Predictions],
+    modalities: Sequence[str],
+    task: str,
+    name: str,
+    metric: Metric,
+    about: About,
+    resamples: int,
+) -> list[Row]:
+    """Every subset's own figure in each domain, where there are two or more."""
+    whole, found = answers[-1].table, []
+    domains = pc.unique(whole["domain"].drop_null()).to_pylist() if "domain" in whole.column_names else []
+    for domain in sorted(domains) if len(domains) > 1 else ():
+        here = pc.fill_null(pc.equal(whole["domain"], domain), False)
+        n = pc.sum(pc.and_(here, pc.is_valid(whole[f"{task}.label"]))).as_py()
+        for of, some in reversed(list(zip(power_set(modalities), answers, strict=True))) if n else ():
+            values = resampled(some._replace(table=some.table.filter(here)), task, metric, resamples)
+            named = about.run, about.study, about.seed, about.split, task, name_of(of), about.condition
+            found.append(Row(*named, name, f"domain={domain}", float(values[0]), n, *interval(values[1:])))
     return found
 
 
@@ -96,8 +120,9 @@ def _figures(values: np.ndarray, modalities: Sequence[str], higher: bool) -> Ite
     yield modalities, ".synergy_gap", full - game[:-1].max(0)
 
 
-def show(rows: Sequence[Row], console: Console) -> None:
-    """Print the lattice, then what each modality and each pair brings, a task after the other."""
+def sheets(every: Sequence[Row]) -> Iterator[Sheet]:
+    """The lattice, what each modality and each pair brings, the lattice by domain; a task after the other."""
+    rows = [row for row in every if row.group == "all"]
     by = {(row.task, row.modalities, row.metric): row for row in rows}
     for task, metric in dict.fromkeys((row.task, row.metric) for row in rows if "." not in row.metric):
         own = [row for row in rows if row.task == task]
@@ -107,18 +132,24 @@ def show(rows: Sequence[Row], console: Console) -> None:
             words: [report.cell(by.get((task, name, metric + kind))) for name in names]
             for words, kind in {metric: "", "lost": ".drop"}.items()
         }
-        report.columns(title, {"modalities": names}, lattice, console)
+        yield report.sheet(title, {"modalities": names}, lattice)
         alone = [row.modalities for row in own if row.metric == f"{metric}.shapley"]
         brings = {
             words: [report.cell(by[task, m, f"{metric}.{kind}"]) for m in alone]
             for words, kind in {"Shapley value": "shapley", "reliance": "reliance"}.items()
         }
-        report.columns("what each brings", {"modality": alone}, brings, console)
-        pairs = [row for row in own if row.metric == f"{metric}.interaction"]
-        if len(alone) > 2:
-            cells = {"interaction": [report.cell(row) for row in pairs]}
-            report.columns(
-                "pairs: synergy above 0, redundancy below", {"pair": [row.modalities for row in pairs]}, cells, console
-            )
         gap = next(row for row in own if row.metric == f"{metric}.synergy_gap")
-        console.print(Text(f"all of them beyond the best of the others: {report.cell(gap)}"), "", sep="\n")
+        notes = [f"all of them beyond the best of the others: {report.cell(gap)}"]
+        pairs = [row for row in own if row.metric == f"{metric}.interaction"]
+        several = len(alone) > 2
+        yield report.sheet("what each brings", {"modality": alone}, brings, () if several else notes)
+        if several:
+            cells = {"interaction": [report.cell(row) for row in pairs]}
+            pair = {"pair": [row.modalities for row in pairs]}
+            yield report.sheet("pairs: synergy above 0, redundancy below", pair, cells, notes)
+        domains = {(row.modalities, row.group): row for row in every if (row.task, row.metric) == (task, metric)}
+        groups = [group for group in dict.fromkeys(group for _, group in domains) if group != "all"]
+        if groups:
+            shown, notes = groups[: report.LINES], report.rest(groups)
+            columns = {g.partition("=")[2]: [report.number(domains[name, g].value) for name in names] for g in shown}
+            yield report.sheet(f"{task}: {metric} by domain", {"modalities": names}, columns, notes)

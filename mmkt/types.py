@@ -105,7 +105,9 @@ class Row(NamedTuple):
     split: str
     task: str
     modalities: str  # "image+text"
-    condition: str  # "clean", "noise@3", "pgd@0.03"
+    condition: (
+        str  # "clean", "image.jpeg@3", "image" (over all of its corruptions), "missing@0.5", "zero-shot en", "few-shot 5 ncm"
+    )
     metric: str
     group: str  # "all", "domain=…", "group=…", "class=…"
     value: float
@@ -420,6 +422,25 @@ class Metric(ABC):
         """
 
 
+class Corruption(ABC):
+    """One way in which items of a kind get worse, at five strengths. A constructor takes ``(self)``."""
+
+    kind: ClassVar[str]  # "text", "image", "audio": as a processor's
+    levels: ClassVar[tuple[float, ...]]  # its strength at severity 1 to 5; severity 0 is the item itself
+
+    @abstractmethod
+    def __call__(self, item: Any, level: float, rate: int | None) -> Any:
+        """A worse item; the one given is not changed in place.
+
+        Args:
+            item: a str, a PIL image (RGB), or a mono waveform (T,) in [−1, 1]; never a list.
+            level: one of ``levels``.
+            rate: Hz, of a sound; else None.
+
+        What is random is drawn from torch's and Python's global generators, which the caller has seeded by row and condition.
+        """
+
+
 class Source(ABC):
     """A data set made into a manifest. A constructor takes ``(self, *, settings…)``."""
 
@@ -441,5 +462,6 @@ ROOMS: dict[str, type] = {
     "adapters": Adapter,
     "transfer": Transfer,
     "metrics": Metric,
+    "corruptions": Corruption,
     "data/sources": Source,
 }

@@ -157,7 +157,7 @@ def settings(manifest: Path, bert: Path, run: Path) -> dict:
         },
         "objectives": {"kind": {"name": "classify", "task": "kind"}},
         "train": {"steps": 6, "lr": 3e-3, "log_every": 1, "evaluate_every": 3},
-        "evaluate": {"resamples": 20},
+        "evaluate": {"resamples": 20, "page": False},
         "trackers": [],
         "threads": 1,
     }
@@ -225,6 +225,21 @@ def trained(tmp_path_factory, tiny_manifest, tiny_bert) -> Path:
     AcceleratorState._reset_state()
     PartialState._reset_state()
     return folder / "run/best"
+
+
+@pytest.fixture(scope="session")
+def answers_of():
+    """Makes a classifier's answers to a hundred rows, of which the first so many are right."""
+    from mmkt.types import Predictions
+
+    def make(share: float, n: int = 100, **columns) -> Predictions:
+        label = np.arange(n) % 2
+        said = np.where(np.arange(n) < round(share * n), label, 1 - label)
+        logits = list(np.eye(2, dtype=np.float32)[said])
+        table = pa.table({"t.label": label, "t.prediction": said, "t.logits": logits, **columns})
+        return Predictions(table, {"t": "classify"}, {"t": {"classes": [0, 1]}})
+
+    return make
 
 
 def with_rows(tiny_settings: dict, tmp_path: Path, change) -> dict:

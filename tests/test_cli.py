@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import yaml
 from conftest import call, png, refused, rows_of_three, wav, with_rows, write
 from safetensors.torch import load_file, save_file
 
-from mmkt import report
 from mmkt.config import override
 
 HOME = Path(__file__).parent.parent
@@ -93,28 +91,6 @@ def test_json_is_one_object_on_standard_output(capfd, tiny_settings, config_file
     status, out, _ = call(capfd, "evaluate", Path(tiny_settings["run"]) / "best", "evaluate.split=validation")
     assert status == 0
     assert "accuracy" in out
-
-
-def test_two_processes_predict_what_one_does(trained):
-    import pyarrow.parquet as pq
-
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    tables = []
-    for world in (1, 2):
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if world == 2 else []
-        out = trained.parent / f"out-{world}"
-        script = [str(HOME / "scripts/evaluate.py"), str(trained), "--out", str(out), "evaluate.resamples=0"]
-        done = subprocess.run([sys.executable, *launcher, *script], env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        tables.append(pq.read_table(out / "predictions.parquet"))
-    one, two = tables
-    assert one["row"] == two["row"]
-    assert one["kind.prediction"] == two["kind.prediction"]
-    logits = [np.array(table["kind.logits"].to_pylist()) for table in tables]
-    np.testing.assert_allclose(*logits, atol=1e-5, rtol=0)
-    rows = [report.read(trained.parent / f"out-{world}/subsets.jsonl") for world in (1, 2)]
-    assert [row[:-4] for row in rows[0]] == [row[:-4] for row in rows[1]]
-    assert [row.value for row in rows[0]] == pytest.approx([row.value for row in rows[1]], abs=1e-9, nan_ok=True)
 
 
 def test_predict(capfd, trained, tmp_path):

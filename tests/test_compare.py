@@ -12,13 +12,14 @@ import pytest
 from conftest import call, refused
 from scipy.stats import binom
 
+from mmkt import compare as comparing
 from mmkt.compare import compare
 from mmkt.evaluate import Evaluation, evaluate, write_figures
 from mmkt.metrics.accuracy import Accuracy
 from mmkt.metrics.auroc import Auroc
 from mmkt.metrics.mae import Mae
-from mmkt.predictions import load
 from mmkt.statistics import mcnemar, permutation_test
+from mmkt.stored import load
 from mmkt.types import Predictions
 
 
@@ -170,3 +171,42 @@ def test_the_command(trained, tmp_path, capfd):
     file = other / "predictions.parquet"
     pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
     assert "evaluate the checkpoint again" in refused(capfd, "compare", trained, other)
+
+
+def test_effective_robustness_by_hand(answers_of, monkeypatch):
+    """The first loses 0.3 of 0.8, the other 0.1 of 0.6."""
+    ids = {"id": [str(k) for k in range(100)]}
+    clean = {"a": answers_of(0.8, **ids), "b": answers_of(0.6, **ids)}
+    worse = {"a": {"m.x@1": answers_of(0.6), "m.x@2": answers_of(0.4)}, "b": {"m.x@1": answers_of(0.6), "m.x@2": answers_of(0.4)}}
+    monkeypatch.setattr(comparing, "load", lambda path, split: clean[str(path)])
+    monkeypatch.setattr(comparing, "load_worse", lambda path, split: worse[str(path)])
+    found = {line.condition: line for line in comparing.robustness(["a", "b"], resamples=200)}
+    assert set(found) == {"m.x", "m"}
+    line = found["m.x"]
+    assert (line.first, line.other) == pytest.approx((0.5 / 0.8, 0.5 / 0.6))
+    assert line.effective == pytest.approx(-0.1 + 0.3)
+    assert line.low < line.effective < line.high
+    worse["b"] |= {"joint@1": answers_of(0.5), "m.y@1": answers_of(0.5)}
+    worse["a"] |= {"joint@1": answers_of(0.5)}
+    assert "joint" not in {line.condition for line in comparing.robustness(["a", "b"], resamples=5)}, (
+        "drawn from other corruptions"
+    )
+    worse["a"] |= {"m.y@1": answers_of(0.5)}
+    assert "joint" in {line.condition for line in comparing.robustness(["a", "b"], resamples=5)}
+    worse["b"] = {}
+    assert comparing.robustness(["a", "b"]) == []
+
+
+def test_the_command_compares_robustness(trained, capfd, tmp_path):
+    from mmkt.evaluate import evaluate
+
+    settings = ["evaluate.subsets=false", "evaluate.corruptions=[jpeg,typos]", "evaluate.severities=[5]"]
+    for name, more in (("one", []), ("two", ["data.columns.audio=audio"])):
+        evaluate(str(trained), [*settings, *more], out=str(tmp_path / name))
+    status, out, err = call(capfd, "compare", tmp_path / "one", tmp_path / "two", "--resamples", "50")
+    assert status == 0, err
+    assert "kind: accuracy under corruption, beside" in out
+    status, out, _ = call(capfd, "compare", tmp_path / "one", tmp_path / "two", "--resamples", "50", "--json")
+    found = json.loads(out)["robustness"]
+    assert {line["condition"] for line in found} == {"image.jpeg", "text.typos", "joint", "image", "text"}
+    assert all(line["effective"] == 0 for line in found), "one and the same"

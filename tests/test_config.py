@@ -7,6 +7,7 @@ import json
 import jsonschema
 import pytest
 import yaml
+from conftest import experiment
 
 from mmkt import config as configs
 from mmkt.config import ConfigError, check, dump, load, merge, override, read, revive
@@ -203,3 +204,24 @@ def shipped():
     from pathlib import Path
 
     return sorted((Path(__file__).parent.parent / "configs/experiment").glob("*.yaml"))
+
+
+def test_words_are_words_as_yaml_1_2_has_it(tiny_settings, tmp_path):
+    """The precision is called no, and so is Norwegian; what is true or false still takes yes and off."""
+    found = experiment(tiny_settings, "train.precision=no", "train.compile=off", "evaluate.subsets=yes", "evaluate.page=false")
+    assert (found.train.precision, found.train.compile, found.evaluate.subsets, found.evaluate.page) == ("no", False, True, False)
+    (tmp_path / "names.yaml").write_text("no: {classes: {hund: hund}}\non: 1\ntrue: 2\n")
+    assert list(load(tmp_path / "names.yaml")) == ["no", "on", True]
+
+
+def test_json_is_read_as_json(tmp_path):
+    (tmp_path / "a.json").write_text('{"seed": 3, "data": {"manifest": "no"}}')
+    assert load(tmp_path / "a.json") == {"seed": 3, "data": {"manifest": "no"}}
+    for text, words in (
+        ('{"seed": 3,', "is not valid JSON"),
+        ('{"a": 1, "a": 2}', "given twice: a"),
+        ("[1]", "should hold settings"),
+    ):
+        (tmp_path / "b.json").write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            load(tmp_path / "b.json")

@@ -9,8 +9,8 @@ import pytest
 
 HOME = Path(__file__).parent.parent / "mmkt"
 FLOORS = [
-    ["types", "parts", "distributed", "doctor", "arguments"],
-    ["config", "catalogue", "launcher"],
+    ["types", "parts", "distributed", "doctor"],
+    ["config", "catalogue", "launcher", "arguments"],
     ["experiment", "schema", "pretrained", "checkpoint"],
     ["layers", "push"],
     [
@@ -26,12 +26,15 @@ FLOORS = [
         "adapters",
         "transfer",
         "metrics",
+        "corruptions",
     ],
-    ["space", "score", "report", "ranking"],
-    ["model", "subsets", "retrieval", "statistics"],
-    ["preparation", "feed", "learner", "card", "start"],
+    ["space", "score", "report", "ranking", "plots"],
+    ["model", "page", "vectors", "subsets", "statistics", "stored", "missing", "robustness"],
+    ["retrieval", "zero_shot", "few_shot", "prompts", "preparation", "feed", "learner", "card", "start"],
     ["optim", "run", "resume", "predictions", "stop", "sharding"],
-    ["telemetry", "resources", "compare", "dry_run", "runs", "conformance"],
+    ["asked", "exhibit", "telemetry", "resources", "compare", "dry_run", "runs", "conformance"],
+    ["across", "evaluation_plots"],
+    ["evaluation_page"],
     ["train", "evaluate"],
     ["launch"],
     ["folds", "studies", "embed", "ensemble", "calibrate", "tokenizer", "candidates"],

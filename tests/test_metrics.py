@@ -11,11 +11,12 @@ from mmkt.heads.tag import Tag
 from mmkt.metrics import _counts, _ranks
 from mmkt.metrics.ece import Ece
 from mmkt.metrics.r2 import R2
+from mmkt.metrics.top_k import TopK
 from mmkt.parts import Parts
 from mmkt.types import Metric, Predictions
 
 CLASSES = ["cat", "dog", "eel", "fox", "never"]  # the last one occurs in neither labels nor predictions
-METRICS = {name: Parts().find("metrics", name)() for name in Parts().files("metrics")}
+METRICS = {name: Parts().find("metrics", name)() for name in Parts().files("metrics")} | {"top_k": TopK(k=2)}  # five classes
 SEEDS = range(4)
 
 
@@ -98,6 +99,22 @@ def test_choices_match_scikit_learn(seed):
         found = one(name, predictions, weights)
         assert [found[f"class={c}"] for c in CLASSES[:4]] == pytest.approx(values), name
         assert np.isnan(found["class=never"])
+
+
+def test_top_k_matches_scikit_learn_and_ties_count_against_the_model():
+    rng = np.random.default_rng(0)
+    logits, labels, weights = rng.normal(size=(80, 5)).astype(np.float32), rng.integers(5, size=80), draw(0, 80)
+    columns = {"k.label": [CLASSES[i] for i in labels], "k.logits": pa.array(list(logits))}
+    predictions = Predictions(pa.table(columns), {"k": "classify"}, {"k": {"classes": CLASSES}})
+    for k in (1, 2, 4):
+        expected = reference.top_k_accuracy_score(labels, logits, k=k, sample_weight=weights, labels=range(5))
+        assert TopK(k=k)(predictions, "k", weights[None])["all"][0] == pytest.approx(expected)
+    columns["k.logits"] = pa.array(list(np.zeros((80, 5), np.float32)))
+    flat = predictions._replace(table=pa.table(columns))
+    assert TopK(k=4)(flat, "k", weights[None])["all"][0] == 0
+    assert TopK(k=5)(flat, "k", weights[None])["all"][0] == 1
+    columns["k.logits"] = pa.array(list(np.full((80, 5), np.nan, np.float32)))
+    assert TopK(k=4)(flat._replace(table=pa.table(columns)), "k", weights[None])["all"][0] == 0
 
 
 @pytest.mark.parametrize("seed", SEEDS)

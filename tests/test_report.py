@@ -7,7 +7,7 @@ import math
 import pytest
 from rich.console import Console
 
-from mmkt.report import append, as_json, read, table
+from mmkt.report import append, as_json, read, sheets, show
 from mmkt.types import Row
 
 NAN = float("nan")
@@ -21,7 +21,7 @@ def row(metric, group="all", value=0.5, low=0.4, high=0.6, **named):
 
 def shown(rows):
     out = io.StringIO()
-    table(rows, Console(file=out, width=80))
+    show(sheets(rows, width=80), Console(file=out, width=80))
     return [line.rstrip() for line in out.getvalue().split("\n")]
 
 
@@ -72,7 +72,7 @@ def test_no_line_is_wider_and_no_figure_is_broken():
     ]
     lines = shown(rows)
     assert max(map(len, lines)) <= 80
-    assert sum(line.count("0.123 [-0.456, 0.789]") for line in lines) == 7 * 2 * 2
+    assert sum(line.count("0.123 [-0.456, 0.789]") for line in lines) == 7 * 2 * 2 + 1  # the worst domain is named
     assert any("[red]outside" in line for line in lines), "a name is no markup"
     assert max(map(len, shown([r._replace(group="class=" + "long " * 30) for r in rows[:6]]))) <= 80
 
@@ -110,3 +110,11 @@ def test_a_broken_line_is_named(tmp_path, line):
         file.write(line + "\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
         read(path)
+
+
+def test_the_worst_domain_and_group_are_named_whichever_way_is_worse():
+    rows = [row("accuracy", group=f"group={name}", value=value) for name, value in (("a", 0.9), ("b", 0.4), ("c", 0.6))]
+    rows += [row("mae", task="size", group=f"domain={name}", value=value) for name, value in (("x", 2.0), ("y", 3.0))]
+    rows += [row("accuracy", group=f"class={name}", value=0.1) for name in "de"]
+    notes = [note for sheet in sheets(rows) for note in sheet.notes]
+    assert [note.partition(" [")[0] for note in notes] == ["worst group: b, accuracy 0.400", "worst domain: y, mae 3.000"]

@@ -132,7 +132,7 @@ def test_aligned_training_is_retrieved(tiny_settings, capfd, tmp_path):
     best = f"{tiny_settings['run']}/best"
     status, out, err = call(capfd, "evaluate", best, "--out", tmp_path / "out", "evaluate.item=kind")
     assert status == 0, err
-    for words in ("retrieval (n = ", "CSLS", "chance R@1", "text→audio", "shared space", "uniformity"):
+    for words in ("retrieval (n = ", "CSLS", "in a random order", "text→audio", "shared space", "uniformity"):
         assert words in out
     rows = report.read(tmp_path / "out/retrieval.jsonl")
     assert len({row.task for row in rows}) == 7

@@ -120,8 +120,9 @@ def test_the_command(trained, capfd, tmp_path):
     for words in ("audio+image+text", "none", "Shapley value", "reliance", "pairs: synergy", "beyond the best"):
         assert words in out
     rows = report.read(tmp_path / "out/subsets.jsonl")
-    found = of(rows)
-    assert len([row for row in rows if row.metric == "accuracy"]) == 8
+    found = of(row for row in rows if row.group == "all")
+    assert len([row for row in rows if (row.metric, row.group) == ("accuracy", "all")]) == 8
+    assert len([row for row in rows if row.group == "domain=indoor"]) == 8
     gain = found["audio+image+text", "accuracy"] - found["none", "accuracy"]
     assert sum(found[m, "accuracy.shapley"] for m in ALL) == pytest.approx(gain, abs=1e-9)
     full = next(row for row in report.read(tmp_path / "out/metrics.jsonl") if (row.metric, row.group) == ("accuracy", "all"))
@@ -142,5 +143,5 @@ def test_one_modality_has_no_subsets(tiny_settings):
     for name in ("subsets", "retrieval"):
         with pytest.raises(ValueError, match=f"evaluate.{name}: takes two modalities or more, and the model has text alone"):
             evaluate(f"{tiny_settings['run']}/best", [f"evaluate.{name}=true"])
-    assert not found.subsets
+    assert not found.across
     assert not (folder / "subsets.jsonl").exists()

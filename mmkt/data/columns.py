@@ -75,22 +75,26 @@ def strings(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     return pc.if_else(empty, pa.scalar(None, pa.string()), column) if pc.any(empty).as_py() else column
 
 
+def spelled(value: str | float) -> str:
+    """A name or a number as text; 3.0, as a column of integers with gaps arrives, is 3."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def _spelled(column: pa.ChunkedArray, name: str, where: str) -> Iterator[pa.Array]:
     number = 0
     for part in slices(column):
-        spelled: list[str | None] = []
+        found: list[str | None] = []
         for value in part.to_pylist():
             if value is None or value != value:  # NaN is how pandas writes a missing number
-                spelled.append(None)
+                found.append(None)
             elif isinstance(value, str | int | float):
-                # 3.0 is how a column of integers with gaps arrives
-                spelled.append(str(int(value)) if isinstance(value, float) and value.is_integer() else str(value))
+                found.append(spelled(value))
             else:
                 raise ManifestError(
                     f"{where}: the column {name!r} holds strings or numbers, but row number {number} has {value!r}"
                 )
             number += 1
-        yield pa.array(spelled, pa.string())
+        yield pa.array(found, pa.string())
 
 
 def is_absent(cell: Any) -> bool:

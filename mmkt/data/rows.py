@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from mmkt.data.sampling import Draw, seed_of
 from mmkt.types import Processor
 
 Items = list[Any]  # what a cell holds
+Change = Callable[[Any, int | None], Any]  # of a raw item, told a sound's rate (Hz)
 Inputs = dict[str, list[dict[str, Tensor]]]  # by modality, one dict an item of the cell
 
 
@@ -59,6 +61,7 @@ class Rows(Dataset[Item]):
         one_of: Sequence[str] = (),
         limits: Limits = USUAL,
         cache: Cache | None = None,
+        changes: Mapping[str, Mapping[str, Change]] = MappingProxyType({}),
     ):
         """Check columns and remember them.
 
@@ -76,6 +79,8 @@ class Rows(Dataset[Item]):
                 items of a list enter.
             limits: what one item may hold.
             cache: of items of this manifest through these processors; None keeps nothing.
+            changes: where nothing trains, further views by name, each of the modalities alone that it changes; what is random
+                in them is drawn by (seed, row, view, modality).
 
         Raises:
             ManifestError: a column is missing, or null in every row.
@@ -86,6 +91,8 @@ class Rows(Dataset[Item]):
         self.places = {m: column if isinstance(column, str) else m for m, column in columns.items()}
         self.seed, self.train, self.views, self.limits = seed, train, tuple(views), limits
         self.dropout, self.one_of, self.cache = dict(dropout or {}), tuple(one_of), cache or Cache(0)
+        assert not (train and changes), "changes are of evaluation"
+        self.changes = changes
         for where, names in (("dropout", self.dropout), ("one_of", self.one_of)):
             for name in names:
                 self._known(name, where)
@@ -128,7 +135,7 @@ class Rows(Dataset[Item]):
         for modality, column in self.cells.items():
             try:
                 if not is_absent(cell := column[row].as_py()):
-                    self._raw(partial(_items, cell, self.processors[modality]), self.processors[modality])
+                    self._raw(partial(items_of, cell, self.processors[modality]), self.processors[modality])
             except (DecodeError, media.MediaError) as error:
                 found[self.places[modality]] = str(error)
         return found
@@ -146,30 +153,34 @@ class Rows(Dataset[Item]):
 
     def _make(self, key: Draw, cells: Mapping[str, Callable[[], Any]], where: str) -> Item:
         inputs: Inputs = {}
-        views: dict[str, Inputs] = {view: {} for view in self.views if self.train}
+        views: dict[str, Inputs] = {view: {} for view in (self.views if self.train else self.changes)}
         for modality in self._kept(key, list(cells)):
             processor = self.processors[modality]
             items, kept = self._chosen(key, modality, cells[modality])
+            changes = {name: change[modality] for name, change in self.changes.items() if modality in change}
+            draws = self.train and processor.draws
             try:
-                if not self.train or not processor.draws:
-                    # every view is the plain item
+                if not draws:
+                    # every view of training is the plain item
                     made = self.cache.get((*kept, "made"), partial(self._plain, items, processor))
-                    for view in (inputs, *views.values()):
+                    for view in (inputs, *(views.values() if self.train else ())):
                         view[modality] = made
-                    continue
-                raw = self.cache.get((*kept, "raw"), partial(self._raw, items, processor))
+                raw = self.cache.get((*kept, "raw"), partial(self._raw, items, processor)) if draws or changes else []
             except (DecodeError, media.MediaError) as error:
                 raise type(error)(f"{where}, column {self.places[modality]!r}: {error}") from None
-            for name, view in {"train": inputs, **views}.items():
+            for name, view in ({"train": inputs, **views} if draws else {}).items():
                 with _seeded(seed_of(self.seed, key.draw, key.row, name, modality)):
                     view[modality] = [processor(item, name) for item in raw]
+            for name, change in changes.items():
+                with _seeded(seed_of(self.seed, key.row, name, modality)):
+                    views[name][modality] = [processor(_changed(item, change, processor)) for item in raw]
         return Item(key, inputs, views)
 
     def _chosen(self, key: Draw, modality: str, cell: Callable[[], Any]) -> tuple[Callable[[], Items], tuple[str | int, ...]]:
         """The items of a cell that enter, read when asked for, and what the cache knows them by."""
         if modality not in self.one_of:
-            return lambda: _items(cell(), self.processors[modality]), (modality, key.row)
-        items = _items(cell(), self.processors[modality])
+            return lambda: items_of(cell(), self.processors[modality]), (modality, key.row)
+        items = items_of(cell(), self.processors[modality])
         place = seed_of(self.seed, key.draw, key.row, "one_of", modality) % len(items) if self.train else 0
         return lambda: [items[place]], (modality, key.row, place)
 
@@ -233,7 +244,14 @@ def load(cell: Any, processor: Processor, root: str | Path, limits: Limits = USU
     raise AssertionError(f"no decoder for the kind {kind!r}")
 
 
-def _items(cell: Any, processor: Processor) -> list[Any]:
+def _changed(item: Any, change: Change, processor: Processor) -> Any:
+    """A raw item after a change; of one that is made of several (a pair of sentences) each."""
+    if isinstance(item, list):
+        return [_changed(part, change, processor) for part in item]
+    return change(item, processor.rate if processor.kind == "audio" else None)
+
+
+def items_of(cell: Any, processor: Processor) -> list[Any]:
     """What a cell holds: a list's items, where the list is not one item itself (a pair, a vector)."""
     if isinstance(cell, list) and not processor.whole(cell):
         return [item for item in cell if not is_absent(item)]

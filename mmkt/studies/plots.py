@@ -1,36 +1,15 @@
-"""Plots of studies, as SVG that stands inside a page."""
+"""Plots of studies."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from mmkt.plots import COLOURS, STYLE, panels
 from mmkt.studies.transfer_results import Gain, Line, Results
-
-# Okabe and Ito (2008): told apart by colour-blind readers too
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.hashsalt": "mmkt",
-    "svg.fonttype": "none",
-}
-
-
-def svg(figure: Figure) -> str:
-    """A figure as text, the same for the same figures."""
-    stream = io.StringIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    text = stream.getvalue()
-    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
 
 
 def colours(results: Results) -> dict[str, str]:
@@ -101,40 +80,30 @@ def _gains(gains: Sequence[Gain]) -> Figure:
     return figure
 
 
-def _panels(names: Sequence[str], width: float = 2.9) -> tuple[Figure, dict[str, Any]]:
-    columns = min(3, len(names))
-    rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(width * columns, 2.3 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for unused in grid.flat[len(names) :]:
-        unused.set_axis_off()
-    return figure, dict(zip(names, grid.flat))
-
-
 def _curves(results: Results, lines: Sequence[Line]) -> Figure:
     methods = list(dict.fromkeys(line.cell.method for line in lines))
-    figure, panels = _panels(methods)
+    figure, grid = panels(methods)
     known = colours(results)
     for line in lines:
-        axes = panels[line.cell.method]
+        axes = grid[line.cell.method]
         axes.plot(list(line.curve), list(line.curve.values()), color=known[line.cell.source], label=line.cell.source)
         axes.set_title(line.cell.method)
         axes.set_xlabel("steps")
         axes.grid(alpha=0.3)
     for threshold in results.transfer.study.thresholds:
-        for axes in panels.values():
+        for axes in grid.values():
             axes.axhline(threshold, color="#999999", linewidth=0.8, linestyle=":")
-    for axes in panels.values():
+    for axes in grid.values():
         axes.legend(frameon=False, fontsize=7)
-    panels[methods[0]].set_ylabel(f"{results.transfer.metric} (validation)")
+    grid[methods[0]].set_ylabel(f"{results.transfer.metric} (validation)")
     return figure
 
 
 def _labels(results: Results) -> Figure:
     methods = list(dict.fromkeys(line.cell.method for line in results.lines))
-    figure, panels = _panels(methods)
+    figure, grid = panels(methods)
     known = colours(results)
-    for method, axes in panels.items():
+    for method, axes in grid.items():
         for source in dict.fromkeys(line.cell.source for line in results.lines):
             own = sorted(
                 (x for x in results.lines if (x.cell.method, x.cell.source) == (method, source)), key=lambda x: x.cell.fraction
@@ -149,7 +118,7 @@ def _labels(results: Results) -> Figure:
         axes.set_xlabel("share of the labels")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=7)
-    panels[methods[0]].set_ylabel(_name(results))
+    grid[methods[0]].set_ylabel(_name(results))
     return figure
 
 

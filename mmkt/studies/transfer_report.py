@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from mmkt import report
+from mmkt import page, report
 from mmkt.checkpoint import settle, write_json
+from mmkt.report import Sheet
 from mmkt.statistics import Difference
-from mmkt.studies.plots import svg, transfer_plots
+from mmkt.studies.plots import transfer_plots
 from mmkt.studies.transfer_results import Gain, Results
-
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse; margin: .5rem 0 1rem; font-size: 13px; display: block; overflow-x: auto }}
-th, td {{ padding: .2rem .7rem .2rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd }}
-th:first-child, td:first-child {{ text-align: left }}
-figure {{ margin: 1rem 0 }} figcaption {{ font-weight: 600 }} svg {{ max-width: 100%; height: auto }}
-</style></head><body>
-<h1>{title}</h1>
-{body}
-</body></html>
-"""
-
-
-class Sheet(NamedTuple):
-    """A table: what every form of the report is made from."""
-
-    title: str
-    headings: list[str]
-    rows: list[list[str]]
-    notes: list[str]
 
 
 def write(results: Results) -> Path:
@@ -48,14 +24,13 @@ def write(results: Results) -> Path:
     folder = Path(study.run)
     title, words, pages = f"Transfer study: {folder.name}", summary(results), sheets(results)
     lines = [f"# {title}", "", *[f"{text}\n" for text in words]]
-    body = [f"<p>{html.escape(text)}</p>" for text in words]
+    body = [page.paragraph(text) for text in words]
     for sheet in pages:
-        lines += [f"## {sheet.title}", "", *_markdown(sheet), ""]
-        body.append(_html(sheet))
-    for caption, figure in transfer_plots(results).items():
-        body.append(f"<figure><figcaption>{html.escape(caption)}</figcaption>{svg(figure)}</figure>")
+        lines += [f"## {sheet.title}", "", *report.markdown(sheet), ""]
+        body.append(page.table(sheet))
+    body += [page.figure(caption, figure) for caption, figure in transfer_plots(results).items()]
     (folder / "report.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(PAGE.format(title=html.escape(title), body="\n".join(body)), encoding="utf-8")
+    (folder / "report.html").write_text(page.whole(title, body), encoding="utf-8")
     write_json(folder / "results.json", as_json(results))
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     report.append(_rows(results), folder / "metrics.jsonl")
@@ -64,13 +39,7 @@ def write(results: Results) -> Path:
 
 def show(results: Results, console: Console) -> None:
     """Print what the report says."""
-    for sheet in sheets(results):
-        table = Table(box=None, pad_edge=False)
-        for k, heading in enumerate(sheet.headings):
-            table.add_column(Text(heading, "bold"), justify="right" if k else "left", overflow="fold")
-        for row in sheet.rows:
-            table.add_row(*(Text(cell) for cell in row))
-        console.print(Text(sheet.title, "bold cyan"), table, *(Text(note) for note in sheet.notes), "", sep="\n")
+    report.show(sheets(results), console)
     for text in summary(results):
         console.print(Text(text))
 
@@ -210,24 +179,6 @@ def _costs(results: Results) -> Sheet:
         "Peak memory: of the GPU, or of the process with its libraries. Delta: what a save takes beside the original weights."
     ]
     return Sheet("What it takes", headings, rows, notes)
-
-
-def _markdown(sheet: Sheet) -> Iterator[str]:
-    yield "| " + " | ".join(sheet.headings) + " |"
-    yield "|" + "---|" * len(sheet.headings)
-    for row in sheet.rows:
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-    for note in sheet.notes:
-        yield from ("", note)
-
-
-def _html(sheet: Sheet) -> str:
-    def line(cells: Sequence[str], kind: str) -> str:
-        return "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells) + "</tr>"
-
-    rows = "".join(line(row, "td") for row in sheet.rows)
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in sheet.notes)
-    return f"<h2>{html.escape(sheet.title)}</h2><table>{line(sheet.headings, 'th')}{rows}</table>{notes}"
 
 
 def as_json(results: Results) -> dict[str, Any]:

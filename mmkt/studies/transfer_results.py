@@ -13,9 +13,9 @@ import numpy as np
 from mmkt.checkpoint import read_json, settle, write_json
 from mmkt.model import Model
 from mmkt.parts import Parts
-from mmkt.predictions import load
 from mmkt.score import resampled, spread
 from mmkt.statistics import Difference, difference, holm
+from mmkt.stored import load
 from mmkt.studies.runs import cost
 from mmkt.studies.transfer_gain import Cell, Key, Transfer, of_method
 

@@ -1,0 +1,1 @@
+"""Ways in which inputs get worse: one file, one class each."""
