@@ -71,3 +71,38 @@ def test_an_unknown_metric_names_those_there_are(tmp_path):
     assert seeds.figure(tmp_path / "run", None) == 0.5
     with pytest.raises(SystemExit, match="kind/accuracy"):
         seeds.figure(tmp_path / "run", "kind/acuracy")
+
+
+def test_missing_in_training_against_missing_in_test(tiny_settings, config_file, tmp_path, monkeypatch, capfd):
+    """scripts/missing.py: a table and a plot; a run that has ended is read."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import missing
+
+    commands, plain = [], subprocess.run
+
+    def run(command: list[str], **more: object) -> subprocess.CompletedProcess:
+        if command[:3] != [sys.executable, "-m", "mmkt.cli"]:
+            return plain(command, **more)
+        commands.append(command)
+        status, _, err = call(capfd, *command[3:])
+        return subprocess.CompletedProcess(command, status, "", err)
+
+    monkeypatch.setattr(missing.subprocess, "run", run)  # the same module that seeds.py calls
+    words = ["--rates", "0", "0.5", "--tests", "0", "0.75", "--seeds", "1"]
+    monkeypatch.setattr(
+        sys, "argv", ["missing.py", str(config_file(tiny_settings)), "train.steps=2", "train.evaluate_every=2", *words]
+    )
+    missing.main()
+    capfd.readouterr()
+    assert len(commands) == 4, "two trainings, two evaluations"
+    trained = json.loads((tmp_path / "run-missing-0.5-1/config.json").read_text())
+    assert trained["data"]["dropout"] == dict.fromkeys(("text", "image", "audio"), 0.5)
+    assert (tmp_path / "run-missing.png").stat().st_size > 10_000
+    sys.argv.append("--json")
+    missing.main()
+    found = json.loads(capfd.readouterr().out)
+    assert len(commands) == 4
+    assert found["tests"] == [0, 0.75]
+    figures = np.array([found["figures"][rate] for rate in ("0.0", "0.5")])
+    assert figures.shape == (2, 1, 2)
+    assert (figures[..., 0] != figures[..., 1]).any()

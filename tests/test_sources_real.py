@@ -17,9 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import wav
 
+from mmkt import prompts
 from mmkt.data.sources._files import hold_back
+from mmkt.data.sources.emoji import Emoji
 from mmkt.data.sources.esc10 import Esc10
 from mmkt.data.sources.fewclue import Fewclue
+from mmkt.data.sources.flickr1k import Flickr1k
 from mmkt.data.sources.intents import Intents
 from mmkt.data.sources.phrasebank import Phrasebank
 
@@ -99,6 +102,62 @@ def test_phrasebank_by_agreement(tmp_path):
     assert len(found) == 60
 
 
+def test_emoji_keeps_signs_apart_and_names_them(tmp_path):
+    folder = tmp_path / "emoji"
+    folder.mkdir()
+    fields = ["hexcode", "group_name", "has_emojitwo", "label_en", "label_zh"]
+    signs = [[f"1F{k:03X}", f"g{k % 2}", str(int(k % 4 > 0)), f"sign {k}", f"标{k}"] for k in range(80)]
+    with gzip.open(folder / "meta.csv.gz", "wt", encoding="utf-8") as file:
+        csv.writer(file).writerows([fields, *signs])
+    for name, style in (("noto72.zip", "noto"), ("emojitwo64.zip", "emojitwo")):
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            for code, _, both, *_ in signs:
+                if style == "noto" or both == "1":
+                    archive.writestr(f"{code}.png", f"{style} {code}".encode())
+    found = rows(Emoji(), tmp_path, tmp_path)
+    by = Counter((row["split"], row["domain"]) for row in found)
+    seen = by["test", "emojitwo, seen"]
+    assert by == {("train", "noto"): 57, ("validation", "noto"): 11, ("test", "noto"): 12, ("test", "emojitwo"): 12,
+                  ("test", "emojitwo, seen"): seen}  # fmt: skip
+    assert 30 < seen < 57
+    codes = {place: {row["code"] for row in found if (row["split"], row["domain"]) == place} for place in by}
+    train = codes["train", "noto"]
+    assert codes["test", "noto"] == codes["test", "emojitwo"]
+    assert not codes["test", "noto"] & (train | codes["validation", "noto"])
+    assert codes["test", "emojitwo, seen"] < train
+    assert all(row["image"] == f"{row['domain'].partition(',')[0]} {row['code']}".encode() for row in found)
+    names = prompts.read(str(tmp_path / "out/prompts.json"))
+    assert set(names) == {"en", "zh"}
+    assert names["zh"].texts("1F007") == ["标7"]
+    assert next(row for row in found if row["code"] == "1F007")["names"] == ["sign 7", "标7"]
+    other = rows(Emoji(style="emojitwo", seed=1), tmp_path, tmp_path)
+    assert {row["domain"] for row in other if row["split"] != "test"} == {"emojitwo"}
+    assert {row["domain"] for row in other if row["split"] == "test"} == {"emojitwo", "noto", "noto, seen"}
+
+
+def test_flickr1k_has_a_row_a_caption_where_it_is_judged(tmp_path):
+    folder = tmp_path / "flickr1k"
+    folder.mkdir()
+    columns = ["image", "audio", "split8k", *(f"{kind}{k}" for kind in ("en", "zh_human", "zh_mt") for k in range(5))]
+    splits = ["train", "train", "val", "test", ""]
+    with gzip.open(folder / "meta.csv.gz", "wt", encoding="utf-8") as file:
+        lines = [[f"{k}.jpg", f"{k}.ogg", split, *(f"{name} of {k}" for name in columns[3:])] for k, split in enumerate(splits)]
+        csv.writer(file).writerows([columns, *lines])
+    for name, suffix in (("images.zip", "jpg"), ("audio_tts.zip", "ogg")):
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            for k in range(5):
+                archive.writestr(f"{k}.{suffix}", f"{suffix} {k}".encode())
+    found = rows(Flickr1k(), tmp_path, tmp_path)
+    assert Counter(row["split"] for row in found) == {"train": 2, "validation": 1, "test": 5}
+    assert found[0]["text"] == [f"en{k} of 0" for k in range(5)]
+    judged = [row for row in found if row["split"] == "test"]
+    assert [row["text"] for row in judged] == [[f"en{k} of 3"] for k in range(5)]
+    assert [row["zh"] for row in judged] == [[f"zh_human{k} of 3"] for k in range(5)]
+    assert {row["photo"] for row in judged} == {"3"}
+    assert {row["image"] for row in judged} == {b"jpg 3"}
+    assert len({row["id"] for row in found}) == 8
+
+
 def test_fewclue(tmp_path):
     folder = tmp_path / "fewclue"
     folder.mkdir()
@@ -139,6 +198,14 @@ def test_the_real_sets(tmp_path):
         assert Counter(row["split"] for row in found) == dict(zip(("train", "validation", "test"), sizes))
         assert len({row["intent"] for row in found}) == classes
     assert Counter(row["split"] for row in rows(Phrasebank(), None, tmp_path)) == {"train": 3484, "validation": 388, "test": 968}
+    drawn = rows(Emoji(), None, tmp_path)
+    assert Counter(row["domain"] for row in drawn if row["split"] == "test") == {
+        "noto": 272,
+        "emojitwo": 272,
+        "emojitwo, seen": 921,
+    }
+    photos = rows(Flickr1k(), None, tmp_path)
+    assert Counter(row["split"] for row in photos) == {"train": 753, "validation": 113, "test": 625}
     for task, classes, test in (("eprstmt", 2, 610), ("tnews", 15, 2010), ("csldcp", 67, 1784), ("ocnli", 3, 2520)):
         found = rows(Fewclue(task=task), None, tmp_path)
         assert len({row["label"] for row in found} - {None}) == classes
