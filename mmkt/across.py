@@ -19,7 +19,6 @@ from mmkt.experiment import Experiment
 from mmkt.feed import Feed
 from mmkt.model import Model
 from mmkt.report import Sheet
-from mmkt.robustness import Condition
 from mmkt.score import About
 from mmkt.types import Metric, Predictions, Row
 from mmkt.vectors import unit_vectors
@@ -39,7 +38,7 @@ class Answers(NamedTuple):
 
     by_subset: Sequence[Predictions]
     whole: Predictions  # of all modalities, with vectors where they are needed
-    worse: Mapping[Condition, Predictions]
+    corrupted: Mapping[str, Predictions]  # by condition
     pool: Predictions | None
     validation: Predictions | None
     named: Mapping[str, tuple[Sequence[str], Tensor]]  # by language, classes and their vectors
@@ -73,8 +72,8 @@ def measure(
         found["subsets"] = subsets.measure(answers.by_subset, names, judges, **times)
         if settings.missing:
             found["missing"] = missing.measure(answers.by_subset, names, judges, settings.missing, **times)
-    if answers.worse:
-        found["corruptions"] = robustness.measure(answers.whole, answers.worse, judges, **times)
+    if answers.corrupted:
+        found["corruptions"] = robustness.measure(answers.whole, answers.corrupted, judges, **times)
     if asked.items is not None:
         found["retrieval"] = retrieval.measure(answers.whole, names, asked.items, same_cells(feed, rows), **times)
     if asked.prompts:
@@ -107,6 +106,10 @@ def _few_shot(asked: Plan, answers: Answers, model: Model, feed: Feed, rows: np.
     classes = sorted({x for x in labels[0] or () if x is not None})
     place = {name: k for k, name in enumerate(classes)}
     text = prompts.text_modality(model) if asked.prompts else None
+    named = {}
+    for language, (known, vectors) in answers.named.items():
+        where = {name: k for k, name in enumerate(known)}
+        named[language] = vectors[[where[name] for name in classes]]  # (C, D)
     for m in (*model.modalities, "fused"):
         pool, test, validation = (
             _labelled(some, m, column, place) if some is not None else None
@@ -114,11 +117,8 @@ def _few_shot(asked: Plan, answers: Answers, model: Model, feed: Feed, rows: np.
         )
         if pool is None or test is None or not len(pool.y) or not len(test.y):
             continue
-        named = {
-            language: torch.stack([vectors[list(known).index(name)] for name in classes])
-            for language, (known, vectors) in (answers.named if m not in (text, "fused") else {}).items()
-        }
-        here: Any = {"task": asked.column, "about": about._replace(modalities=m), "named": named, "seed": model.config.seed}
+        here: Any = {"task": asked.column, "about": about._replace(modalities=m), "seed": model.config.seed}
+        here["named"] = named if m not in (text, "fused") else {}
         checks = validation if validation is not None and len(validation.y) else None
         if validation is not None and checks is None:
             distributed.say(f"few shots: no row of validation has {m}, so that what has a setting (all but ncm) is left out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,16 +18,15 @@ from mmkt.experiment import Experiment
 from mmkt.feed import Feed
 from mmkt.model import Model
 from mmkt.parts import ConfigError, Parts, nearest
-from mmkt.robustness import Condition
 
 
 class Plan(NamedTuple):
     """What is asked for; by default nothing."""
 
     subsets: Sequence[Sequence[str]] = ()
-    passes: Sequence[dict[Condition, dict[str, Change]]] = ()  # a pass over the rows each
+    passes: Sequence[dict[str, dict[str, Change]]] = ()  # a pass over the rows each
     items: np.ndarray | None = None  # of retrieval: which item a row is of
-    prompts: Mapping[str, prompts.Prompts] = {}
+    prompts: Mapping[str, prompts.Prompts] = MappingProxyType({})
     column: str = ""  # of the classes that zero- and few-shot tell apart
     pool: np.ndarray | None = None  # rows that few-shot draws from
     validation: np.ndarray | None = None  # and chooses settings on

@@ -16,7 +16,7 @@ from mmkt.parts import ConfigError, Parts
 from mmkt.robustness import JOINT, Condition, curves, families, relative
 from mmkt.score import interval, labelled, metric_of, resampled
 from mmkt.statistics import holm, mcnemar, permutation_test
-from mmkt.stored import load, load_worse
+from mmkt.stored import load, load_corrupted
 from mmkt.types import Metric, Predictions
 
 NOTE = (
@@ -127,16 +127,18 @@ def robustness(
     Returns:
         Nothing where one was not evaluated under corruption.
     """
-    clean, worse = [load(Path(path), split) for path in paths], [load_worse(Path(path), split) for path in paths]
-    shared = [Condition.of(name) for name in worse[0] if all(name in some for some in worse)]
+    clean, worse = [load(Path(path), split) for path in paths], [load_corrupted(Path(path), split) for path in paths]
+    shared = [name for name in worse[0] if all(name in some for some in worse)]
     if len({frozenset(Condition.of(name).family for name in some) for some in worse}) > 1:
-        shared = [c for c in shared if c.modality != JOINT]  # drawn from other corruptions, it is another condition
+        shared = [
+            name for name in shared if Condition.of(name).modality != JOINT
+        ]  # drawn from other corruptions, it is another condition
     found = []
     for task, kind, metric in _judges(clean[0].tasks, metrics, Parts(plugins)) if shared else ():
         sign, higher = 1 if metric.higher_is_better else -1, metric.higher_is_better
         figures = []
         for whole, some in zip(clean, worse):
-            base, values = curves(whole, {c: some[str(c)] for c in shared}, task, metric, resamples)
+            base, values = curves(whole, {name: some[name] for name in shared}, task, metric, resamples)
             figures.append((base, families(values)))
         n = labelled(clean[0], task).table.num_rows
         base, own = figures[0]

@@ -12,6 +12,7 @@ import inspect
 import json
 import re
 import typing
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,7 +67,7 @@ def _json(text: str, where: str) -> Any:
     """Faster by far than the same text as YAML."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = sorted({key for key, _ in pairs if [k for k, _ in pairs].count(key) > 1}) if len(dict(pairs)) < len(pairs) else []
+        twice = sorted(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
         if twice:
             raise ConfigError(f"{where}: given twice: {', '.join(twice)}")
         return dict(pairs)

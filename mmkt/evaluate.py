@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import Progress
 
-from mmkt import across, checkpoint, distributed, evaluation_page, report
+from mmkt import across, checkpoint, distributed, report
 from mmkt.asked import Plan, column_at, plan
 from mmkt.config import check, override
 from mmkt.data import splits
@@ -28,7 +28,7 @@ from mmkt.predictions import judges, predict, predict_changed, predict_subsets
 from mmkt.preparation import open_manifest
 from mmkt.robustness import Condition
 from mmkt.score import About, score
-from mmkt.stored import WORSE, save, together
+from mmkt.stored import CORRUPTED, save, together
 from mmkt.types import Predictions, Row
 
 NO_ROWS = np.empty(0, dtype=np.int64)
@@ -41,7 +41,7 @@ class Evaluation(NamedTuple):
     rows: list[Row]
     predictions: Predictions
     across: Mapping[str, Sequence[Row]] = MappingProxyType({})  # by the name of its file (``across.SHEETS``)
-    worse: Mapping[Condition, Predictions] = MappingProxyType({})  # the same rows under corruption
+    corrupted: Mapping[str, Predictions] = MappingProxyType({})  # the same rows, by condition
     page: str = ""  # the report, as HTML
 
 
@@ -118,10 +118,12 @@ def figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator, wh
     more = across.measure(asked, answers, model, feed, rows, metrics, about) if distributed.rank() == 0 else {}
     page = ""
     if whole and settings.page and distributed.rank() == 0:
+        from mmkt import evaluation_page  # it draws: no training has to wait for matplotlib
+
         story = evaluation_page.Story(f"{about.run} on {about.split}", scored, more, predictions, asked)
         page = evaluation_page.render(story, feed, parts)
     kept = [name for name in predictions.table.column_names if not name.startswith("vector.")]
-    return Evaluation(scored, predictions._replace(table=predictions.table.select(kept)), more, answers.worse, page)
+    return Evaluation(scored, predictions._replace(table=predictions.table.select(kept)), more, answers.corrupted, page)
 
 
 def _refuse_unlabelled(feed: Feed, rows: np.ndarray, split: str) -> None:
@@ -159,17 +161,16 @@ def _answers(model: Model, feed: Feed, rows: np.ndarray, asked: Plan, accelerato
         first, *others = distributed.everyone(feed.cuts)  # of the plain pass: others read the same items again
         for line in first.lines(*others):
             distributed.say(line)
-        worse: dict[Condition, Predictions] = {}
+        corrupted: dict[str, Predictions] = {}
         for changes in asked.passes:
-            name = next(iter(changes)).family
-            by_name = run(f"corrupted: {name}", rows, predict_changed, {str(c): some for c, some in changes.items()})
-            worse |= {Condition.of(condition): found for condition, found in by_name.items()}
+            corrupted |= run(f"corrupted: {Condition.of(next(iter(changes))).family}", rows, predict_changed, changes)
         pool, validation = (
             None if some is None else run(f"few shots: {name}", some, predict, vectors=True)
             for name, some in (("pool", asked.pool), ("validation", asked.validation))
         )
-    named = across.class_vectors(model, asked, accelerator.device, accelerator.autocast)
-    return across.Answers(by_subset, by_subset[-1], worse, pool, validation, named)
+    # rank 0 alone measures what takes them
+    named = across.class_vectors(model, asked, accelerator.device, accelerator.autocast) if distributed.rank() == 0 else {}
+    return across.Answers(by_subset, by_subset[-1], corrupted, pool, validation, named)
 
 
 def list_bad_rows(bad: Sequence[Unreadable], file: Path) -> None:
@@ -185,8 +186,8 @@ def write_figures(folder: Path, found: Evaluation, bad: Sequence[Unreadable] = (
         save(found.predictions, new)
         for name, rows in found.across.items():
             report.append(rows, new / f"{name}.jsonl")
-        if found.worse:
-            save(together(found.worse), new, WORSE)
+        if found.corrupted:
+            save(together(found.corrupted), new, CORRUPTED)
         if found.page:
             (new / PAGE).write_text(found.page, encoding="utf-8")
         if bad:

@@ -7,6 +7,7 @@ from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from mmkt import across, evaluation_plots, exhibit, page, report, retrieval
 from mmkt.asked import Plan, same_cells
@@ -111,8 +112,7 @@ def _examples(story: Story, feed: Feed) -> Iterator[str]:
     assert items is not None
     numbers = predictions.table["row"].to_numpy()
     cells = same_cells(feed, numbers)
-    there = {m: np.flatnonzero(predictions.table[f"has.{m}"].to_numpy()) for m in feed.modalities}
-    once = {m: retrieval.once_each(there[m], items, cells[m]) for m in feed.modalities}
+    once = retrieval.entries_of(predictions, feed.modalities, items, cells)
     random = np.random.default_rng(0)
     yield page.paragraph(
         f"{QUERIES} queries a direction, drawn at random, each with its {ANSWERS} nearest; what is right has a frame."
@@ -127,11 +127,13 @@ def _examples(story: Story, feed: Feed) -> Iterator[str]:
         from_a, to_b = unit_vectors(predictions, a), unit_vectors(predictions, b)[entries]
         yield page.paragraph(f"{a}{retrieval.ARROW}{b}")
         for query in np.sort(random.choice(queries, min(QUERIES, len(queries)), replace=False)):
-            similar = (to_b @ from_a[query]).numpy()
-            right = items[entries] == items[query]
-            rank = 1 + int(((similar >= similar[right].max() - retrieval.TIE) & ~right).sum())
+            similar, right = (to_b @ from_a[query]).numpy(), items[entries] == items[query]
+            (ranks,) = retrieval.rank(from_a[[query]], to_b, torch.from_numpy(items[[query]]), torch.from_numpy(items[entries]))
             shown = [
-                page.card([*exhibit.row(feed, int(numbers[query]), [a]), page.paragraph(f"right: place {rank}", "note")], "asked")
+                page.card(
+                    [*exhibit.row(feed, int(numbers[query]), [a]), page.paragraph(f"right: place {ranks.first[0]}", "note")],
+                    "asked",
+                )
             ]
             for place in np.argsort(-similar, kind="stable")[:ANSWERS]:
                 pieces = exhibit.row(feed, int(numbers[entries[place]]), [b])

@@ -84,13 +84,17 @@ GRIDS: dict[str, dict[str, Sequence[float]]] = {
 }
 
 
-def episode(pool: Vectors, classes: int, shots: int, seed: int, number: int) -> Vectors:
-    """``shots`` rows of every class, drawn without replacement; a class that has fewer gives all it has."""
+def episode(places: Sequence[np.ndarray], shots: int, seed: int, number: int) -> Tensor:
+    """Rows (n,) of every class, drawn without replacement: ``shots``, or all of a class that has fewer.
+
+    Args:
+        places: by class, its rows in the pool.
+        shots: K.
+        seed: of the episodes.
+        number: which episode.
+    """
     generator = np.random.default_rng(seed_of(seed, "episode", shots, number))
-    y = pool.y.numpy()
-    taken = [generator.permutation(np.flatnonzero(y == c))[:shots] for c in range(classes)]
-    rows = torch.from_numpy(np.concatenate(taken))
-    return Vectors(pool.x[rows], pool.y[rows])
+    return torch.from_numpy(np.concatenate([generator.permutation(rows)[:shots] for rows in places]))
 
 
 def accuracy(scores: Tensor, y: Tensor) -> float:
@@ -135,39 +139,38 @@ def measure(
         ways["ridge"], ways["knn"] = ("ridge", ridge), ("knn", k_nearest)
         for language, vectors in (named or {}).items():
             ways[f"tip_adapter {language}"] = ("tip_adapter", partial(tip_adapter, named=vectors))
-    found = []
-    jobs = [(k, name) for k in shots for name in ways]
-    for k, name in track(jobs, f"few shots: {about.modalities}", console=Console(stderr=True), transient=True):
-        kind, classify = ways[name]
-        setting: dict[str, float] = {}
-        if GRIDS[kind] and validation is not None:
-            setting = _choose(classify, GRIDS[kind], pool, validation, classes, k, seed)
-        drawn = (episode(pool, classes, k, seed, number) for number in range(episodes))
-        values = [accuracy(classify(support, test.x, classes, **setting), test.y) for support in drawn]
-        mean, _, low, high = spread(values)
-        named_as = about.run, about.study, about.seed, about.split, task, about.modalities, f"{KIND} {k} {name}"
-        found.append(Row(*named_as, "accuracy", "all", mean, len(test.y), low, high))
-    named_as = about.run, about.study, about.seed, about.split, task, about.modalities, KIND
-    found.append(Row(*named_as, "chance", "all", 1 / classes, len(test.y), np.nan, np.nan))
-    return found
+    places, found = [np.flatnonzero(pool.y.numpy() == c) for c in range(classes)], []
+    for k in track(shots, f"few shots: {about.modalities}", console=Console(stderr=True), transient=True):
+        # the same for every classifier; of those that settings are chosen on the numbers are negative
+        drawn, choosing = ([episode(places, k, seed, e) for e in some] for some in (range(episodes), range(-CHOOSING, 0)))
+        for name, (kind, classify) in ways.items():
+            setting: dict[str, float] = {}
+            if GRIDS[kind] and validation is not None:
+                setting = _choose(classify, GRIDS[kind], pool, validation, classes, choosing)
+            mean, _, low, high = spread(_accuracies(classify, setting, pool, test, classes, drawn))
+            found.append(about._replace(condition=f"{KIND} {k} {name}").row(task, "accuracy", mean, len(test.y), low, high))
+    return [*found, about._replace(condition=KIND).row(task, "chance", 1 / classes, len(test.y))]
 
 
-def settings_of(grid: Mapping[str, Sequence[float]]) -> Iterator[dict[str, float]]:
-    """Every combination."""
-    for values in product(*grid.values()):
-        yield dict(zip(grid, values))
+def _accuracies(
+    classify: Classifier, setting: Mapping[str, float], pool: Vectors, judged: Vectors, classes: int, episodes: Sequence[Tensor]
+) -> list[float]:
+    """Of a classifier in every episode."""
+    supports = (Vectors(pool.x[rows], pool.y[rows]) for rows in episodes)
+    return [accuracy(classify(support, judged.x, classes, **setting), judged.y) for support in supports]
 
 
 def _choose(
-    classify: Classifier, grid: Mapping[str, Sequence[float]], pool: Vectors, validation: Vectors, classes: int, k: int, seed: int
+    classify: Classifier,
+    grid: Mapping[str, Sequence[float]],
+    pool: Vectors,
+    validation: Vectors,
+    classes: int,
+    episodes: Sequence[Tensor],
 ) -> dict[str, float]:
     """The setting with the highest mean accuracy on validation rows; of equal ones the first."""
-    drawn = [episode(pool, classes, k, seed, -1 - number) for number in range(CHOOSING)]
-
-    def mean(setting: dict[str, float]) -> float:
-        return float(np.mean([accuracy(classify(support, validation.x, classes, **setting), validation.y) for support in drawn]))
-
-    return max(settings_of(grid), key=mean)
+    settings = (dict(zip(grid, values)) for values in product(*grid.values()))
+    return max(settings, key=lambda setting: np.mean(_accuracies(classify, setting, pool, validation, classes, episodes)))
 
 
 def sheets(rows: Sequence[Row]) -> Iterator[Sheet]:

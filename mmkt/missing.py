@@ -13,7 +13,7 @@ from mmkt.score import About, draws, interval, labelled, leading
 from mmkt.types import Metric, Predictions, Row
 
 
-def chances(there: np.ndarray, rate: float) -> np.ndarray:
+def probabilities(there: np.ndarray, rate: float) -> np.ndarray:
     """How likely each subset is what is left of a row, in the order of ``subsets.power_set``.
 
     Each modality that the row has goes missing with probability ``rate``; if all would, one of them, drawn uniformly, stays: as
@@ -72,15 +72,14 @@ def measure(
         tables = [part.table.select(columns) for part in parts]  # a list that is empty in every row has no type of its own
         every = parts[-1]._replace(table=pa.concat_tables(tables, promote_options="permissive").combine_chunks())
         for rate in rates:
-            likely = chances(there, rate).reshape(-1)  # (2^M · n,)
+            likely = probabilities(there, rate).reshape(-1)  # (2^M · n,)
             values = []
             for weights in [np.ones((1, n)), *draws(np.arange(n), resamples, 0)]:
                 step = max(1, 4_000_000 // len(likely))
                 for k in range(0, len(weights), step):
                     values.append(metric(every, task, np.tile(weights[k : k + step], len(answers)) * likely)["all"])
             x = np.concatenate(values)
-            named = about.run, about.study, about.seed, about.split, task, about.modalities, f"missing@{rate:g}"
-            found.append(Row(*named, name, "all", float(x[0]), n, *interval(x[1:])))
+            found.append(about._replace(condition=f"missing@{rate:g}").row(task, name, x[0], n, *interval(x[1:])))
     return found
 
 

@@ -37,8 +37,8 @@ def rank(
 ) -> list[Ranks]:
     """Rank a gallery for every query by cosine similarity, some queries at a time: no (Q, G) matrix is ever whole.
 
-    Ties count against the model: what is as similar as the relevant entry stands before it. So vectors that are all alike rank
-    last.
+    Ties (to 1e-6) count against the model: what is as similar as the relevant entry stands before it. So vectors that are all
+    alike rank last.
 
     Args:
         queries: (Q, D), of length 1.
@@ -156,12 +156,12 @@ def measure(
     """
     vectors = {m: unit_vectors(predictions, m) for m in modalities}
     there = {m: np.flatnonzero(predictions.table[f"has.{m}"].to_numpy()) for m in modalities}
-    once = {m: once_each(there[m], items, cells[m]) for m in modalities}
+    once = entries_of(predictions, modalities, items, cells)
     found = []
 
     def row(task: str, of: Sequence[str], metric: str, values: np.ndarray, n: int) -> None:
-        named = about.run, about.study, about.seed, about.split, task, "+".join(sorted(of)), about.condition
-        found.append(Row(*named, metric, "all", float(values[0]), n, *interval(values[1:])))
+        here = about._replace(modalities="+".join(sorted(of)))
+        found.append(here.row(task, metric, values[0], n, *interval(values[1:])))
 
     for a, b in permutations([m for m in modalities if len(once[m])], 2):
         asked, entries = once[a][np.isin(items[once[a]], items[once[b]])], once[b]
@@ -186,7 +186,15 @@ def measure(
     return found
 
 
-def once_each(rows: np.ndarray, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
+def entries_of(
+    predictions: Predictions, modalities: Sequence[str], items: np.ndarray, cells: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """By modality the rows that are searched, each cell of an item once (see ``measure``)."""
+    there = {m: np.flatnonzero(predictions.table[f"has.{m}"].to_numpy()) for m in modalities}
+    return {m: _once(there[m], items, cells[m]) for m in modalities}
+
+
+def _once(rows: np.ndarray, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
     """Of some rows those that hold a cell of an item for the first time."""
     _, firsts = np.unique(np.stack([items[rows], cells[rows]]), axis=1, return_index=True)
     return rows[np.sort(firsts)]

@@ -14,10 +14,9 @@ from mmkt import report
 from mmkt.data.rows import Change
 from mmkt.parts import ConfigError, Parts
 from mmkt.report import Sheet
-from mmkt.score import About, interval, leading, resampled
+from mmkt.score import About, interval, leading, resampled_alike
 from mmkt.types import Corruption, Metric, Predictions, Row
 
-SEVERITIES = (1, 2, 3, 4, 5)
 JOINT = "joint"
 
 
@@ -46,7 +45,7 @@ class Condition(NamedTuple):
 
 def plan(
     kinds: Mapping[str, str], wanted: bool | Sequence[str], severities: Sequence[int], parts: Parts
-) -> list[dict[Condition, dict[str, Change]]]:
+) -> list[dict[str, dict[str, Change]]]:
     """Conditions to evaluate under, in groups that one pass over the rows takes: what each does, by modality.
 
     Of ``joint`` every modality of a row gets one of its corruptions, drawn by row.
@@ -70,15 +69,14 @@ def plan(
     by = {m: some for m, some in by.items() if some}
     if not by:
         raise ConfigError([("evaluate.corruptions", f"there are none of {', '.join(sorted(set(kinds.values())))}: say false")])
-    passes: list[dict[Condition, dict[str, Change]]] = [
-        {Condition(m, name, s): {m: partial(_corrupt, x, s)} for s in severities}
+    passes: list[dict[str, dict[str, Change]]] = [
+        {str(Condition(m, name, s)): {m: partial(_corrupt, x, s)} for s in severities}
         for m, some in by.items()
         for name, x in some.items()
     ]
     if len(by) > 1:
-        passes.append(
-            {Condition(JOINT, "", s): {m: partial(_one_of, list(some.values()), s) for m, some in by.items()} for s in severities}
-        )
+        every = {m: list(some.values()) for m, some in by.items()}
+        passes.append({str(Condition(JOINT, "", s)): {m: partial(_one_of, x, s) for m, x in every.items()} for s in severities})
     return passes
 
 
@@ -91,16 +89,17 @@ def _one_of(corruptions: Sequence[Corruption], severity: int, item: Any, rate: i
 
 
 def curves(
-    clean: Predictions, worse: Mapping[Condition, Predictions], task: str, metric: Metric, resamples: int
-) -> tuple[np.ndarray, dict[Condition, np.ndarray]]:
+    clean: Predictions, worse: Mapping[str, Predictions], task: str, metric: Metric, resamples: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The figure of clean rows and under every condition, each with resamples over the same draws of rows: (1 + R,)."""
-    return resampled(clean, task, metric, resamples), {c: resampled(x, task, metric, resamples) for c, x in worse.items()}
+    base, *values = resampled_alike([clean, *worse.values()], task, metric, resamples)
+    return base, dict(zip(worse, values, strict=True))
 
 
-def families(worse: Mapping[Condition, np.ndarray]) -> dict[str, np.ndarray]:
+def families(worse: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The mean over severities of every corruption, then of every modality (over its corruptions): (1 + R,)."""
     found, modalities = defaultdict(list), defaultdict(list)
-    for condition, values in worse.items():
+    for condition, values in ((Condition.of(name), values) for name, values in worse.items()):
         found[condition.family].append(values)
         modalities[condition.modality].append(values)
     return {name: np.mean(some, 0) for name, some in (found | modalities).items()}
@@ -114,7 +113,7 @@ def relative(clean: np.ndarray, worse: np.ndarray, higher: bool) -> np.ndarray:
 
 def measure(
     clean: Predictions,
-    worse: Mapping[Condition, Predictions],
+    worse: Mapping[str, Predictions],
     judges: Mapping[str, Sequence[tuple[str, Metric]]],
     *,
     about: About,
@@ -127,7 +126,7 @@ def measure(
 
     Args:
         clean: the plain answers.
-        worse: the same rows under every condition.
+        worse: the same rows, by condition.
         judges: by task, metrics with the names that rows carry.
         about: what the rows have in common, beside the condition.
         resamples: of the bootstrap over rows, which all conditions share.
@@ -136,13 +135,12 @@ def measure(
     for task, name, metric in leading(judges):
         base, values = curves(clean, worse, task, metric, resamples)
         n = int(len(clean.table) - clean.table[f"{task}.label"].null_count)
-        figures = [(name, str(condition), x) for condition, x in values.items()]
+        figures = [(name, condition, x) for condition, x in values.items()]
         figures += [
             (f"{name}.relative", family, relative(base, x, metric.higher_is_better)) for family, x in families(values).items()
         ]
         for kind, condition, x in figures:
-            named = about.run, about.study, about.seed, about.split, task, about.modalities, condition
-            found.append(Row(*named, kind, "all", float(x[0]), n, *interval(x[1:])))
+            found.append(about._replace(condition=condition).row(task, kind, x[0], n, *interval(x[1:])))
     return found
 
 

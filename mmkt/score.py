@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +26,13 @@ class About(NamedTuple):
     split: str = ""
     modalities: str = ""
     condition: str = "clean"
+
+    def row(
+        self, task: str, metric: str, value: float, n: int, low: float = math.nan, high: float = math.nan, group: str = "all"
+    ) -> Row:
+        """A figure of it."""
+        about = self.run, self.study, self.seed, self.split, task, self.modalities, self.condition
+        return Row(*about, metric, group, float(value), n, low, high)
 
 
 def score(
@@ -64,9 +73,8 @@ def score(
             figures = _figures(part, task, judges, draws(_units(part, cluster), resamples, seed))
             for (metric, group), (value, drawn) in figures.items():
                 if "all" in (where, group):
-                    named = about.run, about.study, about.seed, about.split, task, about.modalities, about.condition
                     place = where if group == "all" else group
-                    rows.append(Row(*named, metric, place, value, part.table.num_rows, *interval(drawn, level)))
+                    rows.append(about.row(task, metric, value, part.table.num_rows, *interval(drawn, level), group=place))
     return rows
 
 
@@ -78,10 +86,22 @@ def resampled(predictions: Predictions, task: str, metric: Metric, resamples: in
     Raises:
         ValueError: as ``score``.
     """
-    part = labelled(predictions, task)
-    n = part.table.num_rows
-    weights = [np.ones((1, n)), *draws(np.arange(n), resamples, seed)]
-    return np.concatenate([metric(part, task, some)["all"] for some in weights])
+    return resampled_alike([predictions], task, metric, resamples, seed)[0]
+
+
+def resampled_alike(many: Sequence[Predictions], task: str, metric: Metric, resamples: int, seed: int = 0) -> np.ndarray:
+    """As ``resampled``, of several answers to the same rows, whose draws are made once for all: (len(many), 1 + resamples).
+
+    Raises:
+        ValueError: as ``score``.
+    """
+    parts = [labelled(predictions, task) for predictions in many]
+    n = parts[0].table.num_rows
+    values = [
+        np.stack([metric(part, task, weights)["all"] for part in parts])
+        for weights in chain([np.ones((1, n))], draws(np.arange(n), resamples, seed))
+    ]
+    return np.concatenate(values, axis=1)
 
 
 def leading(judges: Mapping[str, Sequence[tuple[str, Metric]]]) -> Iterator[tuple[str, str, Metric]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +14,7 @@ from mmkt.checkpoint import read_json, settle
 from mmkt.parts import ConfigError
 from mmkt.types import Predictions
 
-FILE, WORSE, KEY = "predictions.parquet", "corrupted.parquet", "mmkt"
+FILE, CORRUPTED, KEY = "predictions.parquet", "corrupted.parquet", "mmkt"
 
 
 def save(predictions: Predictions, folder: Path, name: str = FILE) -> None:
@@ -26,12 +25,12 @@ def save(predictions: Predictions, folder: Path, name: str = FILE) -> None:
     pq.write_table(table, folder / name)
 
 
-def together(worse: Mapping[Any, Predictions]) -> Predictions:
+def together(worse: Mapping[str, Predictions]) -> Predictions:
     """The same rows under several conditions as one table, with the column ``condition``."""
     parts = []
     for condition, some in worse.items():
         names = ["row", *(x for x in some.table.column_names if x.partition(".")[0] in some.tasks)]
-        column = pa.DictionaryArray.from_arrays(pa.array([0] * len(some.table), pa.int32()), [str(condition)])
+        column = pa.DictionaryArray.from_arrays(pa.array([0] * len(some.table), pa.int32()), [condition])
         parts.append(some.table.select(names).add_column(0, "condition", column))
     return next(iter(worse.values()))._replace(table=pa.concat_tables(parts, promote_options="permissive").unify_dictionaries())
 
@@ -72,10 +71,10 @@ def load(path: Path, split: str, name: str = FILE) -> Predictions:
     return Predictions(table, {task: head["name"] for task, head in config["model"]["heads"].items()}, vocabularies)
 
 
-def load_worse(path: Path, split: str) -> dict[str, Predictions]:
+def load_corrupted(path: Path, split: str) -> dict[str, Predictions]:
     """By condition, an evaluation's predictions under corruption; {} where it has none."""
-    if not (folder_of(path, split) / WORSE).is_file():
+    if not (folder_of(path, split) / CORRUPTED).is_file():
         return {}
-    every = load(path, split, WORSE)
+    every = load(path, split, CORRUPTED)
     names = pc.unique(every.table["condition"]).to_pylist()
     return {name: every._replace(table=every.table.filter(pc.equal(every.table["condition"], name))) for name in names}

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from mmkt import report
 from mmkt.games import interactions, shapley
 from mmkt.report import Sheet
-from mmkt.score import About, interval, leading, resampled
+from mmkt.score import About, interval, leading, resampled_alike
 from mmkt.types import Metric, Predictions, Row
 
 USUAL, MOST = 6, 8  # modalities, whose 63 and 255 subsets are evaluated by default, and if asked for
@@ -71,11 +71,11 @@ def measure(
     """
     found = []
     for task, name, metric in leading(judges):
-        values = np.stack([resampled(some, task, metric, resamples) for some in answers])  # (2^M, 1 + R)
+        values = resampled_alike(answers, task, metric, resamples)  # (2^M, 1 + R)
         n = pc.count(answers[0].table[f"{task}.label"]).as_py()
         for of, kind, figures in _figures(values, modalities, metric.higher_is_better):
-            named = about.run, about.study, about.seed, about.split, task, name_of(of), about.condition
-            found.append(Row(*named, name + kind, "all", float(figures[0]), n, *interval(figures[1:])))
+            here = about._replace(modalities=name_of(of))
+            found.append(here.row(task, name + kind, figures[0], n, *interval(figures[1:])))
         found += _by_domain(answers, modalities, task, name, metric, about, resamples)
     return found
 
@@ -95,10 +95,11 @@ def _by_domain(
     for domain in sorted(domains) if len(domains) > 1 else ():
         here = pc.fill_null(pc.equal(whole["domain"], domain), False)
         n = pc.sum(pc.and_(here, pc.is_valid(whole[f"{task}.label"]))).as_py()
-        for of, some in reversed(list(zip(power_set(modalities), answers, strict=True))) if n else ():
-            values = resampled(some._replace(table=some.table.filter(here)), task, metric, resamples)
-            named = about.run, about.study, about.seed, about.split, task, name_of(of), about.condition
-            found.append(Row(*named, name, f"domain={domain}", float(values[0]), n, *interval(values[1:])))
+        if n:
+            values = resampled_alike([some._replace(table=some.table.filter(here)) for some in answers], task, metric, resamples)
+            for of, x in reversed(list(zip(power_set(modalities), values, strict=True))):
+                named = about._replace(modalities=name_of(of))
+                found.append(named.row(task, name, x[0], n, *interval(x[1:]), group=f"domain={domain}"))
     return found
 
 

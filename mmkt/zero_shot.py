@@ -106,7 +106,7 @@ def measure(
             if of_old.any() and not of_old.all():
                 metrics += [(part, Seen(old, part)) for part in ("seen", "unseen", "harmonic")]
             found += score(answers, {task: metrics}, about=here, resamples=resamples)
-            found.append(_chance(here, task, "chance", len(classes), len(rows)))
+            found.append(here.row(task, "chance", 1 / len(classes), len(rows)))
             if of_old.any() and not of_old.all():
                 alone = rows[~of_old]
                 names = [name for name, on in zip(classes, old) if not on]
@@ -114,7 +114,7 @@ def measure(
                 some = _answers(predictions, alone, [column[k] for k in alone.tolist()], names, left, task)
                 judges: list[tuple[str, Metric]] = [("unseen_alone", Accuracy())]
                 found += score(some, {task: judges}, about=here, resamples=resamples)
-                found.append(_chance(here, task, "unseen_alone.chance", len(names), len(alone)))
+                found.append(here.row(task, "unseen_alone.chance", 1 / len(names), len(alone)))
     return found
 
 
@@ -127,11 +127,6 @@ def _answers(
     columns[f"{task}.label"] = pa.array(known, pa.string())
     columns[f"{task}.logits"] = pa.array(list(similar.numpy()), pa.list_(pa.float32()))
     return Predictions(pa.table(columns), {task: "classify"}, {task: {"classes": classes}})
-
-
-def _chance(about: About, task: str, metric: str, classes: int, n: int) -> Row:
-    named = about.run, about.study, about.seed, about.split, task, about.modalities, about.condition
-    return Row(*named, metric, "all", 1 / classes, n, np.nan, np.nan)
 
 
 def sheets(rows: Sequence[Row]) -> Iterator[Sheet]:

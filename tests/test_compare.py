@@ -179,7 +179,7 @@ def test_effective_robustness_by_hand(answers_of, monkeypatch):
     clean = {"a": answers_of(0.8, **ids), "b": answers_of(0.6, **ids)}
     worse = {"a": {"m.x@1": answers_of(0.6), "m.x@2": answers_of(0.4)}, "b": {"m.x@1": answers_of(0.6), "m.x@2": answers_of(0.4)}}
     monkeypatch.setattr(comparing, "load", lambda path, split: clean[str(path)])
-    monkeypatch.setattr(comparing, "load_worse", lambda path, split: worse[str(path)])
+    monkeypatch.setattr(comparing, "load_corrupted", lambda path, split: worse[str(path)])
     found = {line.condition: line for line in comparing.robustness(["a", "b"], resamples=200)}
     assert set(found) == {"m.x", "m"}
     line = found["m.x"]

@@ -60,8 +60,7 @@ def apart(one: dict, two: dict) -> dict:
 def plain(aligned) -> dict:
     from mmkt import cli
 
-    with pytest.MonkeyPatch.context():
-        cli.main(["evaluate", *typed(aligned, aligned / "plain")])
+    cli.main(["evaluate", *typed(aligned, aligned / "plain")])
     return figures(aligned / "plain")
 
 

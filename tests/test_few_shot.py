@@ -68,12 +68,13 @@ def test_tip_adapter_by_its_formula():
 
 
 def test_episodes():
-    pool = Vectors(torch.randn(50, 3), torch.tensor([0] * 30 + [1] * 18 + [2] * 2))
-    one = few_shot.episode(pool, 3, 4, 0, 7)
-    assert one.y.bincount().tolist() == [4, 4, 2]
-    assert len({tuple(x.tolist()) for x in one.x}) == 10
-    assert torch.equal(one.x, few_shot.episode(pool, 3, 4, 0, 7).x)
-    assert not torch.equal(one.x, few_shot.episode(pool, 3, 4, 0, 8).x)
+    y = np.array([0] * 30 + [1] * 18 + [2] * 2)
+    places = [np.flatnonzero(y == c) for c in range(3)]
+    one = few_shot.episode(places, 4, 0, 7)
+    assert np.bincount(y[one]).tolist() == [4, 4, 2]
+    assert len(set(one.tolist())) == 10
+    assert torch.equal(one, few_shot.episode(places, 4, 0, 7))
+    assert not torch.equal(one, few_shot.episode(places, 4, 0, 8))
 
 
 def test_figures_learn_and_chance_does_not():
@@ -95,10 +96,10 @@ def test_settings_are_chosen_on_validation_alone():
     named = torch.stack([pool.x[pool.y == c].mean(0) for c in range(C)]).roll(1, 0)
     rolled = Vectors(rows.x, (rows.y + 1) % C)
     classify, grid = partial(few_shot.tip_adapter, named=F.normalize(named, dim=1)), few_shot.GRIDS["tip_adapter"]
-    assert (
-        few_shot._choose(classify, grid, pool, rolled, C, 8, 0)["alpha"]
-        < few_shot._choose(classify, grid, pool, rows, C, 8, 0)["alpha"]
-    )
+    places = [np.flatnonzero(pool.y.numpy() == c) for c in range(C)]
+    drawn = [few_shot.episode(places, 8, 0, -1 - number) for number in range(10)]
+    trusting, wary = (few_shot._choose(classify, grid, pool, some, C, drawn) for some in (rolled, rows))
+    assert trusting["alpha"] < wary["alpha"]
 
     def value(validation, test):
         found = few_shot.measure(

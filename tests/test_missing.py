@@ -17,7 +17,7 @@ def test_chances_are_those_of_dropout_in_training():
     """As ``data.dropout`` does it: drawn anew here, by its words."""
     rng, rate = np.random.default_rng(0), 0.6
     there = np.array([[True, True, True], [True, False, True], [False, True, False], [False, False, False]])
-    likely = missing.chances(there, rate)
+    likely = missing.probabilities(there, rate)
     assert likely.sum(0) == pytest.approx(1)
     counts = np.zeros_like(likely)
     for _ in range(6_000):
@@ -26,8 +26,8 @@ def test_chances_are_those_of_dropout_in_training():
             kept[row, rng.choice(np.flatnonzero(there[row]))] = True
         counts[kept @ (1 << np.arange(3)), np.arange(4)] += 1
     assert counts / 6_000 == pytest.approx(likely, abs=0.03)
-    assert missing.chances(there, 0.0)[[7, 5, 2, 0], range(4)] == pytest.approx(1)
-    assert missing.chances(there, 1.0)[[1, 2, 4], 0] == pytest.approx(1 / 3)
+    assert missing.probabilities(there, 0.0)[[7, 5, 2, 0], range(4)] == pytest.approx(1)
+    assert missing.probabilities(there, 1.0)[[1, 2, 4], 0] == pytest.approx(1 / 3)
 
 
 def test_figures_by_hand(answers_of):
