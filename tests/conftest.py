@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import os
 
+gc.disable()  # until all is imported: nothing of it is garbage
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries read it
 os.environ["OMP_NUM_THREADS"] = "1"  # two tests run at a time: more threads than cores wait for one another
 
@@ -29,6 +31,7 @@ from mmkt.experiment import Experiment
 from mmkt.parts import Parts
 
 torch.set_num_threads(1)
+os.fsync = lambda handle: None  # no test takes the power away
 
 WORDS = ["red", "blue", "round", "square", "small", "large", "loud", "quiet", "what", "is", "it", "the"]
 
@@ -49,6 +52,10 @@ LONG = (
     "test_adapters_model",
     "test_encoders_hf",
 )
+
+
+def pytest_collection_finish():
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):
@@ -165,6 +172,13 @@ def settings(manifest: Path, bert: Path, run: Path) -> dict:
 
 def experiment(data: dict, *overrides: str) -> Experiment:
     return check(Experiment, override(data, overrides), Parts())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settled():
+    """Libraries' half a million objects are looked through once, and not at the end of every training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

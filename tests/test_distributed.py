@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+import worker
 from conftest import rows_of_three, settings, write
-from worker import aligned
+from forked import together
 
 from mmkt.checkpoint import read_tensors
 from mmkt.config import check
@@ -24,22 +22,6 @@ from mmkt.model import Model
 from mmkt.parts import Parts
 from mmkt.predictions import mean_loss, predict
 from mmkt.preparation import open_manifest
-
-WORKER = Path(__file__).parent / "worker.py"
-
-
-def start(world: int, *arguments: object) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)] if world > 1 else []
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, *launcher, str(WORKER), *map(str, arguments), str(world)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def variants(tmp_path: Path, manifest: Path, bert: Path) -> dict[str, dict]:
@@ -94,7 +76,7 @@ def curves(tmp_path_factory, tiny_manifest, tiny_bert) -> Path:
     for name, data in variants(folder, tiny_manifest, tiny_bert).items():
         (folder / f"{name}.json").write_text(json.dumps(data))
     for world in (1, 2):
-        start(world, "curves", folder)
+        together(world, worker.curves, folder, world, said=folder)
     return folder
 
 
@@ -132,7 +114,7 @@ def sharded(tmp_path_factory, tiny_manifest, tiny_bert) -> Path:
     found["deaf_rank"]["train"] |= {"steps": 20, "evaluate_every": 20, "save_every": 20}
     (folder / "long.json").write_text(json.dumps(found["deaf_rank"]))
     for world in (2, 1):
-        start(world, "sharded", folder)
+        together(world, worker.sharded, folder, world, said=folder)
     return folder
 
 
@@ -201,7 +183,10 @@ def test_one_process_resumes_what_fsdp2_began(sharded):
 def test_gathered_contrast_has_the_gradient_of_one_big_batch(tmp_path):
     found = {}
     for world in (1, 2, 4):
-        aligned(tmp_path, 1) if world == 1 else start(world, "aligned", tmp_path)
+        if world == 1:
+            worker.aligned(tmp_path, 1)
+        else:
+            together(world, worker.aligned, tmp_path, world, said=tmp_path)
         found[world] = json.loads((tmp_path / f"align-{world}.out").read_text())
     one = found[1]
     for world in (2, 4):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import call, experiment, refused, rows_of_three, settings, write
+from forked import together
 
-from mmkt import launch, report
+from mmkt import cli, launch, report
 
-HOME = Path(__file__).parent.parent
 FILES = ("metrics", "subsets", "missing", "corruptions", "retrieval", "zero_shot", "few_shot")
 ASKED = ["corruptions=[jpeg,white_noise,typos]", "severities=[2,5]", "shots=[1,2]", "episodes=4"]
 
@@ -58,8 +55,6 @@ def apart(one: dict, two: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def plain(aligned) -> dict:
-    from mmkt import cli
-
     cli.main(["evaluate", *typed(aligned, aligned / "plain")])
     return figures(aligned / "plain")
 
@@ -90,11 +85,7 @@ def test_the_check_can_fail(plain):
 
 
 def test_whatever_the_number_of_processes(aligned, plain, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               str(HOME / "scripts/evaluate.py"), *typed(aligned, tmp_path / "out")]  # fmt: skip
-    more = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | more, cwd=HOME, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    together(2, cli.main, ["evaluate", *typed(aligned, tmp_path / "out")], said=tmp_path)
     close(plain, figures(tmp_path / "out"))
     one, two = (pq.read_table(folder / "predictions.parquet") for folder in (aligned / "plain", tmp_path / "out"))
     assert one["row"] == two["row"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState, PartialState
-from conftest import experiment
+from conftest import experiment, settings
 
 from mmkt import launch, stop
 from mmkt.stop import RESUME_ME, Stop, Stopped, seconds
@@ -39,6 +39,12 @@ def launched(world: int, *words: object) -> subprocess.Popen:
     )
 
 
+def light(data: dict) -> dict:
+    """Without the encoders whose libraries take seconds to import."""
+    data["model"]["encoders"] = {"audio": data["model"]["encoders"]["audio"]}
+    return data
+
+
 def until(process: subprocess.Popen, run: Path, lines: int) -> None:
     """Wait for a number of lines in the run's log."""
     deadline = time.monotonic() + 120
@@ -57,9 +63,18 @@ def ended(process: subprocess.Popen) -> int:
 LONG = ["train.steps=90", "train.evaluate_every=30", "train.log_every=3", "data.dropout={text: 0.3}", "model.space.dropout=0.1"]
 
 
-def test_a_run_stopped_by_sigterm_and_resumed_is_the_run_that_was_not(tiny_settings, config_file, tmp_path):
-    file, whole, cut = config_file(tiny_settings), tmp_path / "whole", tmp_path / "cut"
-    launch.train(experiment(tiny_settings, *LONG, f"run={whole}"))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_manifest, tiny_bert) -> Path:
+    """The run that was not stopped."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    launch.train(experiment(settings(tiny_manifest, tiny_bert, run), *LONG))
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+    return run
+
+
+def test_a_run_stopped_by_sigterm_and_resumed_is_the_run_that_was_not(tiny_settings, config_file, tmp_path, whole):
+    file, cut = config_file(tiny_settings), tmp_path / "cut"
     process = launched(1, file, *LONG, f"run={cut}", "--json")
     until(process, cut, 3)
     process.send_signal(signal.SIGTERM)
@@ -74,14 +89,13 @@ def test_a_run_stopped_by_sigterm_and_resumed_is_the_run_that_was_not(tiny_setti
     assert losses(cut) == losses(whole)
 
 
-def test_max_time_stops_and_resumes_to_the_same(tiny_settings, tmp_path):
-    launch.train(experiment(tiny_settings, *LONG, f"run={tmp_path / 'whole'}"))
+def test_max_time_stops_and_resumes_to_the_same(tiny_settings, tmp_path, whole):
     cut = experiment(tiny_settings, *LONG, f"run={tmp_path / 'cut'}")
     with pytest.raises(Stopped) as stopped:
         launch.train(cut, max_time=0.01)
     assert stopped.value.step == 3  # the first flush
     assert launch.train(cut, resume=True)
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "cut") == losses(whole)
 
 
 def test_the_first_ctrl_c_asks_and_a_later_one_ends(monkeypatch):
@@ -111,7 +125,7 @@ def test_durations():
 
 def test_two_processes_stop_at_the_same_step(tiny_settings, config_file):
     """The launcher passes SIGTERM on; each process may hear it at another step."""
-    process = launched(2, config_file(tiny_settings), "train.steps=5000", "train.evaluate_every=5000")
+    process = launched(2, config_file(light(tiny_settings)), "train.steps=5000", "train.evaluate_every=5000")
     run = Path(tiny_settings["run"])
     until(process, run, 3)
     process.send_signal(signal.SIGTERM)
@@ -126,7 +140,7 @@ def test_two_processes_stop_at_the_same_step(tiny_settings, config_file):
 
 
 def test_a_killed_process_ends_the_other(tiny_settings, config_file):
-    process = launched(2, config_file(tiny_settings), "train.steps=5000", "train.evaluate_every=5000")
+    process = launched(2, config_file(light(tiny_settings)), "train.steps=5000", "train.evaluate_every=5000")
     until(process, Path(tiny_settings["run"]), 3)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 2

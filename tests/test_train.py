@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
@@ -18,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from conftest import experiment
+from forked import begun
 from safetensors.torch import load_file
 from torch import nn
 
 import mmkt
-from mmkt import launch, optim
+from mmkt import cli, launch, optim
 from mmkt.checkpoint import CheckpointError
 from mmkt.config import check, override
 from mmkt.evaluate import evaluate
@@ -161,21 +158,19 @@ def test_a_run_is_never_overwritten_and_resumes_only_unchanged(tiny_settings):
         launch.train(experiment(tiny_settings, "run=" + tiny_settings["run"] + "2"), resume=True)
 
 
-def test_a_kill_while_training_leaves_a_checkpoint_that_loads(tiny_settings, config_file):
+def test_a_kill_while_training_leaves_a_checkpoint_that_loads(tiny_settings, config_file, tmp_path):
     tiny_settings["train"] |= {"steps": 5000, "evaluate_every": 1, "save_every": 1}
     run = Path(tiny_settings["run"])
-    command = [sys.executable, "-m", "mmkt.cli", "train", str(config_file(tiny_settings))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = begun(cli.main, ["train", str(config_file(tiny_settings))], said=tmp_path / "said")
     try:
         deadline = time.monotonic() + 120
         while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 8:
-            assert process.poll() is None
+            assert process.exitcode is None, (tmp_path / "said").read_text()[-3000:]
             assert time.monotonic() < deadline
             time.sleep(0.05)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     assert mmkt.load(run / "best").predict([{"text": "it is large"}])
     state = json.loads((run / "last/state.json").read_text())
     assert state["progress"]["total"] >= 3

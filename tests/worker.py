@@ -1,11 +1,10 @@
-"""Runs on one process or several (torchrun): what tests/test_distributed.py compares."""
+"""Runs on one process or several: what tests/test_distributed.py compares."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -125,8 +124,3 @@ def aligned(folder: Path, world: int) -> None:
         (folder / f"align-{world}.out").write_text(json.dumps(value))
     if world > 1:
         dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    {"curves": curves, "sharded": sharded, "aligned": aligned}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))
