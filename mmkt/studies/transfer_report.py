@@ -13,7 +13,7 @@ from rich.text import Text
 from mmkt import page, report
 from mmkt.checkpoint import settle, write_json
 from mmkt.report import Sheet
-from mmkt.statistics import Difference
+from mmkt.statistics import LEVEL, Difference
 from mmkt.studies.plots import transfer_plots
 from mmkt.studies.transfer_results import Gain, Results
 
@@ -80,15 +80,16 @@ def _sentence(results: Results, gain: Gain) -> str:
 
 def _needed(gain: Gain) -> str:
     what = gain.swept
-    if what.low > 0 or what.high < 0:
-        return f" (p {what.p:.2g} by itself, which the correction over the methods takes to {gain.p:.2g})"
+    if what.p < 1 - LEVEL:
+        by_itself = f" (p {what.p:.2g} by itself, "
+        if gain.p < 1 - LEVEL:
+            return by_itself + "but its interval holds 0)"
+        return by_itself + f"which the correction over the methods takes to {gain.p:.2g})"
     if math.isnan(what.needed):
         return ""
-    if what.needed <= what.seeds:
-        return " (the seeds agree, but the test split has too few rows for a difference this small)"
-    return (
-        f" (it would take {what.needed:.0f} seeds)" if math.isfinite(what.needed) else " (over a thousand seeds would not tell)"
-    )
+    if math.isinf(what.needed):
+        return " (with these test rows a thousand seeds would not tell a difference this small at 80 % power)"
+    return f" (it would take {what.needed:.0f} seeds at 80 % power)"
 
 
 def sheets(results: Results) -> list[Sheet]:
@@ -140,7 +141,7 @@ def _gains(results: Results) -> Sheet:
         for gain in results.gains
     ]
     notes = [
-        "Paired by seed and row: hierarchical bootstrap over both; p: paired t-test over seeds, corrected over the methods. "
+        "Paired by seed and row: hierarchical bootstrap over both; p: of a test over both, corrected over the methods. "
         "A gain needs both. One seed: rows alone, a sighting."
     ]
     return Sheet(f"Gain of {study.pretrained} over {study.baseline}", ["method", "own rates", "p (Holm)", "verdict"], rows, notes)
