@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import math
 import re
 import typing
 from collections import Counter
@@ -126,6 +127,12 @@ def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     return data
 
 
+def written(value: Any) -> str:
+    """A value as it is typed after ``key=``: ``override`` reads the same value from it."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 # ---------------------------------------------------------------- checking
 
 
@@ -171,6 +178,8 @@ class _Check:
             return self.section(inner, value, path)
         if typing.get_origin(inner) is dict and is_nested(typing.get_args(inner)[1]):
             return self.named(typing.get_args(inner)[1], value, path)
+        if typing.get_origin(inner) is dict and isinstance(value, Mapping):
+            value = {key: x for key, x in value.items() if x is not None}  # key=null takes away what a base put there
         return self.leaf(hint, value, path)
 
     def leaf(self, hint: Any, value: Any, path: str) -> Any:

@@ -89,6 +89,9 @@ class Data(Section):
     """Processes that read ahead, for each process that trains."""
     cache: Annotated[float, Field(ge=0)] = 1.0
     """GB of decoded items that each training process keeps between epochs; 0 keeps none."""
+    features: str | None = None
+    """A folder for what encoders that no phase trains make of rows that nothing augments: computed once, read by every run
+    that names it (``mmkt cache``). Null: encoders run in every step."""
     max_pixels: Count = 64_000_000
     max_seconds: Annotated[float, Field(gt=0)] = 60.0
     max_characters: Count = 100_000
@@ -137,6 +140,8 @@ class Train(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled, off for biases, norms and vectors."""
     betas: tuple[Share, Share] = (0.9, 0.999)
+    fused: bool = False
+    """One kernel for all of AdamW: faster steps for small models, other last digits."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the gradient."""
     accumulate: Count = 1

@@ -31,7 +31,9 @@ from mmkt.data.limits import Limits
 from mmkt.data.manifest import Manifest
 from mmkt.data.mapped import release
 from mmkt.data.rows import Change, Rows
+from mmkt.data.sampling import Draw
 from mmkt.experiment import Data
+from mmkt.feature_cache import Features
 from mmkt.model import Model
 from mmkt.parts import ConfigError
 from mmkt.types import Batch
@@ -72,6 +74,8 @@ class Feed:
             else:
                 filler = read(None)
                 self.labels[task] = filler.expand(len(table), *filler.shape), torch.zeros(len(table), dtype=torch.bool)
+        self.features: dict[str, Features] = {}  # of modalities whose encoders need not run
+        self.whole = model.whole
         self.collate = Collate(self.modalities, self.processors, self.labels, self.domain, self.group)
         unknown = [m for m in (*data.columns, *data.dropout, *data.one_of) if m not in self.modalities]
         if unknown:
@@ -173,6 +177,8 @@ class Feed:
             start=start,
             stop=stop,
         )
+        if self._all_held() and not self.data.dropout:
+            return map(self._looked_up, sampler)
         return self._noted(self._loader(self._rows(True, views), sampler, pin))
 
     def evaluation(self, rows: np.ndarray, changes: Mapping[str, Mapping[str, Change]] = MappingProxyType({})) -> Iterator[Batch]:
@@ -185,7 +191,25 @@ class Feed:
         rank, world = distributed.rank(), distributed.world_size()
         smallest = 1 if world == 1 else 2  # of two rows or more: batches of one can't be equally many
         batches = sampling.evaluation(rows, max(smallest, self.data.batch_size // world), rank, world)
+        if self._all_held() and not changes:
+            return map(self._looked_up, batches)
         return self._noted(self._loader(self._rows(False, changes=changes), batches, pin=False))
+
+    def _all_held(self) -> bool:
+        return len(self.features) == len(self.modalities)
+
+    def _looked_up(self, draws: Sequence[Draw]) -> Batch:
+        """A batch whose modalities all come from features: nothing is read, decoded or padded."""
+        rows = torch.tensor([draw.row for draw in draws])
+        there = {m: self.features[m].place[rows] >= 0 for m in self.modalities}
+        return self._with_features(self.collate.of(draws, {}, there, {}))
+
+    def _with_features(self, batch: Batch) -> Batch:
+        for m, features in self.features.items():
+            assert features.asked[batch.row].all(), "rows whose features were not asked for"
+            if batch.present[m].any():
+                batch.inputs[m] = features.take(batch.row, batch.present[m], self.whole)
+        return batch
 
     def _noted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         release()
@@ -194,9 +218,10 @@ class Feed:
         try:
             for batch in batches:
                 self.cuts.note(batch)
-                yield batch
+                yield self._with_features(batch)
         finally:
-            gc.unfreeze()
+            if self.data.workers:
+                gc.unfreeze()
 
     def _rows(
         self, train: bool, views: Sequence[str] = (), changes: Mapping[str, Mapping[str, Change]] = MappingProxyType({})
@@ -213,6 +238,7 @@ class Feed:
             limits=self.limits,
             cache=self.cache,
             changes=changes,
+            held=[m for m in self.features if not any(m in change for change in changes.values())],
         )
 
     def _loader(self, rows: Rows, batches: Any, pin: bool) -> DataLoader:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +16,7 @@ from mmkt import distributed, launch, report
 from mmkt.checkpoint import CheckpointError
 from mmkt.data import splits
 from mmkt.experiment import Experiment
+from mmkt.launcher import join
 from mmkt.parts import ConfigError, Parts
 from mmkt.preparation import open_manifest
 from mmkt.run import changed, stage
@@ -50,7 +50,7 @@ def folds(config: Experiment) -> list[Figure]:
     """
     if config.data.fold is None:
         raise ConfigError([("data.fold", "is missing: it says which column's values are the folds")])
-    PartialState()  # which process this is, before the first look at the data
+    join()  # before the first look at the data
     plain = config.data.model_copy(update={"fold": None, "fractions": {config.data.train: 1.0}})
     names = set(splits.folds_of(open_manifest(plain, config.seed, Parts(config.plugins)), *_by(config)))
     order = sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))

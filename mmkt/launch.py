@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from rich.console import Console
 
-from mmkt import distributed
+from mmkt import checkpoint, distributed
 from mmkt.card import model_card
 from mmkt.data import splits
 from mmkt.data.check import Unreadable
@@ -22,18 +23,20 @@ from mmkt.dry_run import dry_run
 from mmkt.evaluate import NO_ROWS, figures, list_bad_rows, write_figures
 from mmkt.experiment import Experiment
 from mmkt.feed import Feed
-from mmkt.launcher import refuse_absent, refuse_sharding, say_if_whole, use_threads
+from mmkt.launcher import refuse_absent, refuse_apart, refuse_sharding, say_if_whole, use_threads
 from mmkt.learner import Learner
 from mmkt.model import Model, matches
 from mmkt.parts import ConfigError, Parts
 from mmkt.preparation import learn_vocabularies, open_manifest
 from mmkt.resources import answers, column
+from mmkt.resting import data_key, encoders_key, rest
 from mmkt.run import Run, environment, flat
 from mmkt.start import start
-from mmkt.stop import Stop, Stopped
+from mmkt.stop import Ear, Listener, Stop, Stopped
 from mmkt.telemetry import TrainingError
 from mmkt.train import fit, steps_of
-from mmkt.types import Phase, Resources, Row
+from mmkt.types import Encoder, Phase, Resources, Row
+from mmkt.workshop import Workshop
 
 
 class Setup(NamedTuple):
@@ -46,17 +49,23 @@ class Setup(NamedTuple):
     bad: list[Unreadable]  # cells for which rows were left out
 
 
-def build(config: Experiment) -> Setup:
-    """Manifest, vocabularies, model, objectives, feed; weights are drawn from the config's seed."""
-    parts = Parts(config.plugins)
-    manifest, bad = open_manifest(config.data, config.seed, parts), []
-    model = _drawn(config, manifest, parts)
+def build(config: Experiment, workshop: Workshop | None = None) -> Setup:
+    """Manifest, vocabularies, model, objectives, feed; weights are drawn from the config's seed.
+
+    Args:
+        config: the experiment.
+        workshop: what other trainings of this process made.
+    """
+    parts, workshop = Parts(config.plugins), workshop or Workshop()
+    manifest = workshop.get("manifest", data_key(config), lambda: open_manifest(config.data, config.seed, parts))
+    built, bad = workshop.find("encoders", encoders_key(config)) or {}, []
+    model = _drawn(config, manifest, parts, built)
     if config.data.bad_rows == "drop":
         looking = Feed(manifest, model, config.data, config.seed, labelled=NO_ROWS)
-        bad = looking.unreadable(_used(looking, config))
+        bad = looking.unreadable(used(looking, config))
         if bad:  # heads learn from the rows that are left
             manifest = splits.without(manifest, {cell.row for cell in bad})
-            model = _drawn(config, manifest, parts)
+            model = _drawn(config, manifest, parts, built)
     feed = Feed(manifest, model, config.data, config.seed)
     if config.model.start is not None:
         distributed.say(start(model, config.model.start))
@@ -70,14 +79,14 @@ def build(config: Experiment) -> Setup:
     return Setup(manifest, learner, feed, parts, bad)
 
 
-def _drawn(config: Experiment, manifest: Manifest, parts: Parts) -> Model:
+def _drawn(config: Experiment, manifest: Manifest, parts: Parts, built: Mapping[str, Encoder]) -> Model:
     """The model for these rows, drawn from the config's seed."""
     vocabularies = learn_vocabularies(config, manifest, parts)
     torch.manual_seed(config.seed)
-    return Model.from_config(config, vocabularies, config.plugins)
+    return Model.from_config(config, vocabularies, config.plugins, built=built)
 
 
-def _used(feed: Feed, config: Experiment) -> np.ndarray:
+def used(feed: Feed, config: Experiment) -> np.ndarray:
     """Numbers of the rows that training and its evaluation read, ascending."""
     return np.union1d(_learned(feed, config), feed.rows(config.evaluate.split))
 
@@ -119,7 +128,13 @@ def _scalar(value: Any) -> Any:
 
 
 def train(
-    config: Experiment, *, resume: bool = False, dry: bool = False, max_time: float | None = None
+    config: Experiment,
+    *,
+    resume: bool = False,
+    dry: bool = False,
+    max_time: float | None = None,
+    workshop: Workshop | None = None,
+    listener: Listener | None = None,
 ) -> list[Row] | dict[str, Any]:
     """Train, evaluate the best checkpoint on ``evaluate.split``, and write its card.
 
@@ -128,19 +143,23 @@ def train(
         resume: continue the run in its folder.
         dry: only say what would happen; the return value is that, as plain data.
         max_time: seconds after which training stops at the next logged step.
+        workshop: what other trainings of this process made, and may have from this one.
+        listener: told on rank 0 what is logged; may stop the training.
 
     Raises:
-        Stopped: by ``max_time``, SIGTERM or Ctrl-C; the state to resume from is saved.
+        Stopped: by ``max_time``, SIGTERM, Ctrl-C or the listener; the state to resume from is saved.
     """
     refuse_sharding()
     refuse_absent(config.trackers)
     logs = ProjectConfiguration(project_dir=config.run, logging_dir=f"{config.run}/tensorboard")
     accelerator = Accelerator(mixed_precision=config.train.precision, log_with=list(config.trackers) or None, project_config=logs)
+    refuse_apart(accelerator)
     stop = Stop(accelerator, max_time)
     use_threads(accelerator, config.threads)
     say_if_whole(accelerator)
     console = Console(stderr=True)
-    setup = build(config)
+    workshop = workshop or Workshop()
+    setup = build(config, workshop)
     transfer = setup.parts.build("transfer", config.transfer)
     try:
         plan = transfer.phases(setup.learner, steps_of(config.train, setup.feed))
@@ -153,15 +172,20 @@ def train(
         checkpoint_encoders(setup.learner, plan)
     if dry:
         return dry_run(setup.learner, setup.feed, plan, config.train, console, accelerator.device)
-    run = Run(config.run, config, fingerprint(setup.manifest), resume=resume)
+    rest(setup.learner, setup.feed, plan, used(setup.feed, config), accelerator, workshop)
+    content = workshop.get("fingerprint", [data_key(config), len(setup.bad)], lambda: fingerprint(setup.manifest))
+    run = Run(config.run, config, content, resume=resume)
     if setup.bad and distributed.rank() == 0:
         list_bad_rows(setup.bad, run.folder / "bad_rows.jsonl")
     if config.trackers:
         accelerator.init_trackers("mmkt", config={name: _scalar(value) for name, value in flat(config.settings()).items()})
+    if listener is not None:
+        accelerator.trackers.append(Ear(accelerator, listener, sum(phase.steps for phase in plan)))
     try:
         with stop:
             speed = fit(setup.learner, setup.feed, transfer, run, accelerator, config.train, seed=config.seed, resumed=resume)
-    except Stopped:
+    except Stopped as stopped:
+        stopped.asked = any(distributed.everyone(stop.asked))
         _finish(accelerator)
         raise
     except RuntimeError as error:
@@ -177,11 +201,43 @@ def train(
     model = setup.learner.model
     found = figures(model, setup.feed, setup.parts, accelerator)
     if distributed.rank() == 0:
-        facts = environment() | {"data": fingerprint(setup.manifest)}
+        facts = environment() | {"data": content}
         (run.best / "README.md").write_text(model_card(model, found.rows, facts), encoding="utf-8")
         write_figures(run.best / f"evaluation-{config.evaluate.split}", found)
     _finish(accelerator)
     return found.rows
+
+
+def evaluate_best(config: Experiment, split: str, workshop: Workshop, *, subsets: bool) -> None:
+    """Evaluate the best checkpoint of a run that reads features (``data.features``) on a split, by features too.
+
+    Args:
+        config: the run's.
+        split: its figures and predictions go to ``best/evaluation-SPLIT``.
+        workshop: what other trainings of this process made.
+        subsets: every subset of the modalities as well.
+
+    Raises:
+        CheckpointError: the encoders are not those that the run had.
+    """
+    asked: dict[str, Any] = {
+        "split": split,
+        "subsets": None if subsets else False,
+        "missing": [],
+        "page": False,
+        "retrieval": False,
+    }
+    config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=asked)})
+    accelerator, setup = Accelerator(mixed_precision=config.train.precision), build(config, workshop)
+    use_threads(accelerator, config.threads)
+    model, best = setup.learner.model, checkpoint.settle(Path(config.run) / "best")
+    plan = setup.parts.build("transfer", config.transfer).phases(setup.learner, steps_of(config.train, setup.feed))
+    rest(setup.learner, setup.feed, plan, setup.feed.rows(split), accelerator, workshop)
+    model.refuse_other(best)
+    checkpoint.load_strict(model, checkpoint.read_tensors(best / "model.safetensors"), best, model.referred[0])
+    write_figures(
+        best / f"evaluation-{split}", figures(model.to(accelerator.device), setup.feed, setup.parts, accelerator, whole=True)
+    )
 
 
 def _finish(accelerator: Accelerator) -> None:

@@ -7,12 +7,17 @@ import os
 from collections.abc import Sequence
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.utils import parse_flag_from_env
 
 from mmkt import distributed
 from mmkt.parts import ConfigError
 
 FSDP2 = "accelerate launch --config_file configs/accelerate/fsdp2.yaml"
+LAUNCHED = {  # what a launcher tells its processes
+    *("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *(f"{of}_{what}" for of in ("LOCAL", "GROUP", "ROLE") for what in ("RANK", "WORLD_SIZE", "NAME")),
+}
 ONLY = {  # settings of FSDP, as accelerate launch hands them on: the only value, and why
     "FSDP_VERSION": ("2", "FSDP1 flattens parameters, which then have no names to save them by"),
     "FSDP_AUTO_WRAP_POLICY": ("no_wrap", "mmkt wraps each encoder's layers itself"),
@@ -27,6 +32,44 @@ def use_threads(accelerator: Accelerator, threads: int | None) -> None:
     """Give a process that is alone on a CPU its threads; several processes keep what their launcher set."""
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
         torch.set_num_threads(threads or os.cpu_count() or 1)
+
+
+def lead() -> int:
+    """How many processes were launched, on the first of them, which leads a study and is then a process by itself; else 0.
+
+    A study's trainings are spread over devices one by one, none over several: its other processes have nothing to do.
+
+    Raises:
+        ConfigError: they are on several machines.
+    """
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if world != int(os.environ.get("LOCAL_WORLD_SIZE", world)):
+        raise ConfigError(
+            "a study on several machines is launched on each by itself, with --part 1/2, --part 2/2 … and one folder"
+        )
+    for name in [name for name in os.environ if name in LAUNCHED or name.startswith("TORCHELASTIC_")]:
+        del os.environ[name]
+    return 0 if rank else world
+
+
+def join() -> None:
+    """Find the other processes before there is an Accelerator.
+
+    PartialState by itself does not read what a launcher says of CPUs. It would tell the Accelerator that there is one process,
+    and several would train apart.
+    """
+    PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def refuse_apart(accelerator: Accelerator) -> None:
+    """Refuse several processes that would each train by itself.
+
+    Raises:
+        ConfigError: they were started without a word on the devices they have.
+    """
+    if distributed.world_size() > 1 and accelerator.distributed_type == DistributedType.NO:
+        words = f"{distributed.world_size()} processes were started, but each would train by itself"
+        raise ConfigError(f"{words}: start them with accelerate launch --config_file configs/accelerate/cpu.yaml (or ddp.yaml)")
 
 
 def refuse_sharding() -> None:

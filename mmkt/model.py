@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from mmkt import checkpoint, distributed
 from mmkt.config import dump, revive
 from mmkt.data.collate import Collate, Cuts
 from mmkt.data.rows import Rows
+from mmkt.data.sampling import seed_of
 from mmkt.experiment import Experiment
 from mmkt.parts import ConfigError, Parts, nearest
 from mmkt.space import SharedSpace, join
@@ -34,6 +36,8 @@ class Model(nn.Module):
     heads: Any
     plugins: Sequence[str] = ()  # that it was built with
     config: Experiment | None = None  # what ``save_pretrained`` writes; set by ``from_config``
+    whole = True  # tokens enter the shared space; False where features are cached and the fusion reads summaries alone
+    referred: tuple[frozenset[str], str] = (frozenset(), "")  # tensors that no save holds, and their hash: see ``refer``
 
     def __init__(self, encoders: Mapping[str, Encoder], space: SharedSpace, fusion: Fusion, heads: Mapping[str, Head]):
         super().__init__()
@@ -94,7 +98,7 @@ class Model(nn.Module):
             keep: the modalities to use; the missing vector replaces the others.
         """
         rows = next(iter(encoded.values())).pooled.shape[0]
-        parts = self.space(encoded, rows, keep)
+        parts = self.space(encoded, rows, keep, self.whole)
         fused = self.fusion(parts)
         logits = {t: fused.logits[t] if t in fused.logits else head(fused.encoded) for t, head in self.heads.items()}
         return Outputs(parts, fused.encoded, logits, fused.terms, fused.notes)
@@ -106,10 +110,8 @@ class Model(nn.Module):
     def train(self, mode: bool = True) -> Model:
         """As usual, but a module whose parameters are all frozen stays in eval(): its statistics and dropout rest."""
         super().train(mode)
-        for module in self.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(p.requires_grad for p in parameters):
-                module.eval()
+        if mode:
+            _rest(self)
         return self
 
     def predict(self, rows: Sequence[Mapping[str, Any]], batch_size: int = 32) -> list[dict[str, dict[str, Any]]]:
@@ -152,21 +154,36 @@ class Model(nn.Module):
 
     @classmethod
     def from_config(
-        cls, config: Experiment, vocabularies: Mapping[str, Any], plugins: Sequence[str] = (), assets: Path | None = None
+        cls,
+        config: Experiment,
+        vocabularies: Mapping[str, Any],
+        plugins: Sequence[str] = (),
+        assets: Path | None = None,
+        built: Mapping[str, Encoder] = MappingProxyType({}),
     ) -> Model:
         """Build from a checked config; random weights are drawn from torch's global generator.
+
+        Where features are cached (``data.features``), each encoder and what comes after them is drawn by a seed of its own,
+        so that a model which is given encoders is drawn as one that builds them.
 
         Args:
             config: the experiment.
             vocabularies: by task, what ``Head.learn`` gave, and by ``encoders.MODALITY``, what ``Encoder.learn`` gave.
             plugins: folders or packages that parts may come from.
             assets: a checkpoint's folder, whose own files stand in for the original models.
+            built: encoders by modality, adapters included, that are there already.
         """
         parts, settings = Parts(plugins), config.model
+        apart = config.data.features is not None
         learning = learners(config, parts)
         encoders: dict[str, Encoder] = {}
         # one that borrows from another is built after it, wherever it stands
         for m in sorted(settings.encoders, key=lambda m: settings.encoders[m].get("body") in settings.encoders):
+            if m in built:
+                encoders[m] = built[m]
+                continue
+            if apart:
+                torch.manual_seed(seed_of(config.seed, "encoder", m))
             spec = settings.encoders[m]
             learned = [vocabularies[f"encoders.{m}"]] if m in learning else []
             try:
@@ -176,19 +193,23 @@ class Model(nn.Module):
         if not encoders:
             raise ConfigError([("model.encoders", "needs one or more")])
         encoders = {m: encoders[m] for m in settings.encoders}
+        if apart:
+            torch.manual_seed(seed_of(config.seed, "model"))
         try:
             space = SharedSpace(settings.dim, {m: e.width for m, e in encoders.items()}, **settings.space.model_dump())
         except ValueError as error:
             raise ConfigError([("model.space.projection", str(error))]) from error
         heads = {t: parts.build("heads", spec, settings.dim, vocabularies[t]) for t, spec in settings.heads.items()}
         try:
-            fusion = _fusion(parts, settings.fusion, settings.dim, tuple(encoders), heads)
+            fusion = build_fusion(parts, settings.fusion, settings.dim, tuple(encoders), heads)
         except ValueError as error:
             raise ConfigError([("model.fusion", str(error))]) from error
         model = cls(encoders, space, fusion, heads)
         model.config, model.plugins = config, tuple(plugins)
+        model.whole = not apart or fusion.level == "token"
         for m, spec in settings.adapters.items():  # last, so that all else is drawn as it is without them
-            model._adapt(m, spec, parts)
+            if m not in built:
+                model._adapt(m, spec, parts)
         return model
 
     def _adapt(self, m: str, spec: Mapping[str, Any], parts: Parts) -> None:
@@ -207,6 +228,31 @@ class Model(nn.Module):
             encoder.get_parameter(name).requires_grad_(name in trains)
         self.adapters[m] = adapter
         self.held |= {f"encoders.{m}.{name}" for name in body if name not in trains}
+
+    def refer(self, modalities: Collection[str], digest: str | None = None) -> str:
+        """From now on leave these encoders out of every save: building them anew, or ``model.start``, gives them to the bit.
+
+        Args:
+            modalities: whose encoders no phase trains.
+            digest: the hash of their tensors, where it is known.
+
+        Returns:
+            The hash.
+        """
+        own = self.state_dict()
+        names = frozenset(name for name in own if any(name.startswith(f"encoders.{m}.") for m in modalities))
+        self.referred = names, digest or checkpoint.digest(names, own.__getitem__)
+        return self.referred[1]
+
+    def refuse_other(self, folder: Path) -> None:
+        """Refuse a checkpoint that refers to other tensors than this model's.
+
+        Raises:
+            CheckpointError: so it is.
+        """
+        note = checkpoint.read_json(folder / "delta.json")
+        if note["sha256"] != self.referred[1]:
+            raise checkpoint.CheckpointError(f"{folder} was trained on features of other encoders than the experiment builds now")
 
     def merge(self) -> Model:
         """Work all adapters into the bodies' own weights and names, in place; afterwards the config has none.
@@ -251,22 +297,23 @@ class Model(nn.Module):
         """
         if self.config is None:
             raise ValueError("only a model built by Model.from_config or Model.from_pretrained can be saved")
-        tensors = distributed.collected(self.state_dict())
+        referred, sha256 = self.referred
+        tensors = distributed.collected({name: x for name, x in self.state_dict().items() if name not in referred})
         if distributed.rank() != 0:
             return
-        if delta:
+        note = {"left out": len(referred), "sha256": sha256} if referred else None
+        if delta and not referred:
             anew = Model.as_drawn(self.config, self.vocabularies, self.plugins).state_dict()
             left = {name: x for name, x in anew.items() if torch.equal(x, tensors[name].cpu())}
             tensors = {name: x for name, x in tensors.items() if name not in left}
+            note = {"left out": len(left), "sha256": checkpoint.digest(left, left.__getitem__)}
         with checkpoint.atomic(Path(folder)) as new:
             checkpoint.write_tensors(new / "model.safetensors", tensors)
-            if delta:
-                checkpoint.write_json(
-                    new / "delta.json", {"left out": len(left), "sha256": checkpoint.digest(left, left.__getitem__)}
-                )
+            if note:
+                checkpoint.write_json(new / "delta.json", note)
             (new / "config.json").write_text(dump(self.config), encoding="utf-8")
             checkpoint.write_json(new / "vocabularies.json", self.vocabularies)
-            for m, encoder in self.encoders.items() if not delta else ():
+            for m, encoder in self.encoders.items() if not note else ():
                 (new / "assets" / m).mkdir(parents=True)
                 encoder.save_assets(new / "assets" / m)
             if card:
@@ -299,6 +346,11 @@ class Model(nn.Module):
             model = cls.as_drawn(config, vocabularies, plugins)
             own = model.state_dict()
             left = frozenset(own) - frozenset(tensors)
+            if config.data.features is not None and config.model.start is not None:
+                began = checkpoint.read_tensors(locate(config.model.start) / "model.safetensors")
+                with torch.no_grad():
+                    for name in left & frozenset(began):
+                        own[name].copy_(began[name])
             if checkpoint.digest(left, own.__getitem__) != delta["sha256"]:
                 raise checkpoint.CheckpointError(
                     f"{folder} is a delta: the {delta['left out']} tensors that it leaves out are not those that it was made "
@@ -308,7 +360,17 @@ class Model(nn.Module):
         return model.eval()
 
 
-def _fusion(parts: Parts, spec: Mapping[str, Any], dim: int, modalities: Sequence[str], heads: Mapping[str, Head]) -> Fusion:
+def _rest(module: nn.Module) -> tuple[bool, bool]:
+    """Put what has parameters, none of which trains, into eval(); says whether a module has any, and whether any trains."""
+    own = [p.requires_grad for p in module.parameters(recurse=False)]
+    below = [_rest(child) for child in module.children()]
+    has, trains = bool(own) or any(h for h, _ in below), any(own) or any(t for _, t in below)
+    if has and not trains:
+        module.eval()
+    return has, trains
+
+
+def build_fusion(parts: Parts, spec: Mapping[str, Any], dim: int, modalities: Sequence[str], heads: Mapping[str, Head]) -> Fusion:
     """Build a fusion, if it takes so many modalities and, where it fuses logits, has a task to answer."""
     cls: Any = parts.find("fusion", spec["name"])
     wrong = {"two": len(modalities) != 2, "two+": len(modalities) < 2}

@@ -9,13 +9,14 @@ from typing import Any
 
 from mmkt import distributed
 from mmkt.checkpoint import read_json, write_json
+from mmkt.config import plain
 from mmkt.data import manifest as manifests
 from mmkt.data import splits
 from mmkt.data.columns import codes
 from mmkt.data.manifest import Manifest
 from mmkt.experiment import Data, Experiment
 from mmkt.model import learners
-from mmkt.parts import ConfigError, Parts
+from mmkt.parts import ConfigError, Parts, settings
 
 
 def prepare(spec: Mapping[str, Any], out: Path, origin: Path | None, parts: Parts) -> Path:
@@ -41,7 +42,9 @@ def open_manifest(data: Data, seed: int, parts: Parts) -> Manifest:
         distributed.wait()
         note = path.parent / "source.json"
         now = json.loads(json.dumps(data.source))  # as it was noted: a tuple is a list there
-        before = read_json(note) if note.is_file() else now
+        made_by: Any = parts.find("data/sources", data.source["name"])
+        usual = {key: plain(default) for key, (_, default) in settings(made_by).items()}
+        before = usual | read_json(note) if note.is_file() else now  # settings that it did not have then are as usual
         if before != now:
             other = [f"{key}={before.get(key)!r}" for key in now if before.get(key) != now[key]]
             raise ConfigError(

@@ -98,9 +98,12 @@ def load_generators(folder: Path) -> None:
 
 
 def digest(learner: Learner, names: Collection[str]) -> str:
-    """SHA-256 over named parameters, the same on every process."""
-    named = learner.named()
-    return checkpoint.digest(names, lambda name: distributed.whole(named[name].detach()))
+    """SHA-256 over named parameters, the same on every process; of those that the model refers to it is known."""
+    named, (referred, known) = learner.named(), learner.model.referred
+    found = checkpoint.digest(
+        [name for name in names if name not in referred], lambda name: distributed.whole(named[name].detach())
+    )
+    return f"{found} {known}".strip()
 
 
 def _moments(optimizer: Any) -> dict[str, Tensor]:

@@ -55,21 +55,27 @@ class SharedSpace(nn.Module):
         self.missing = nn.ParameterDict({m: nn.Parameter(torch.randn(dim) * 0.02) for m in widths})
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, encoded: Mapping[str, Encoded], rows: int, keep: Collection[str] | None = None) -> dict[str, Encoded]:
+    def forward(
+        self, encoded: Mapping[str, Encoded], rows: int, keep: Collection[str] | None = None, whole: bool = True
+    ) -> dict[str, Encoded]:
         """Project all modalities, in the model's order.
 
         Args:
             encoded: by modality, each in its encoder's width; one that is left out is missing everywhere.
             rows: B.
             keep: the modalities to use; the others are treated as missing.
+            whole: tokens too; otherwise a summary is its modality's only token.
         """
-        return {m: self._one(m, encoded.get(m) if keep is None or m in keep else None, rows) for m in self.modalities}
+        return {m: self._one(m, encoded.get(m) if keep is None or m in keep else None, rows, whole) for m in self.modalities}
 
-    def _one(self, m: str, parts: Encoded | None, rows: int) -> Encoded:
+    def _one(self, m: str, parts: Encoded | None, rows: int, whole: bool) -> Encoded:
         e = self.missing[m]  # (D,)
         if parts is None:
             return Encoded.of(e.expand(rows, -1), torch.zeros(rows, dtype=torch.bool, device=e.device))
         present = parts.present
+        if not whole:
+            pooled = self.drop(self.project[m](parts.pooled.masked_fill(~present[:, None], 0.0)))
+            return Encoded.of(torch.where(present[:, None], pooled, e.to(pooled.dtype)), present)
         first = torch.zeros_like(parts.mask)
         first[:, 0] = True
         mask = torch.where(present[:, None], parts.mask, first)

@@ -1,4 +1,4 @@
-"""Stopping in good order: a time limit, SIGTERM, Ctrl-C."""
+"""Stopping in good order: a time limit, SIGTERM, Ctrl-C, or whoever listens to a training's figures."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 
 from mmkt import distributed
 
 RESUME_ME = 75  # the exit status EX_TEMPFAIL of sysexits.h: nothing is wrong, do it again (with --resume)
 ECHO = 2.0  # seconds: a launcher passes on the Ctrl-C that the terminal has already sent to every process
+Listener = Callable[[int, int, Mapping[str, float]], bool]
+"""Is told the step, how many there are and what was logged, on rank 0; True stops the training."""
 
 
 class Stopped(Exception):
@@ -22,6 +26,7 @@ class Stopped(Exception):
     def __init__(self, step: int, steps: int):
         super().__init__(f"stopped at step {step} of {steps}, and saved")
         self.step, self.steps = step, steps
+        self.asked = True  # by a signal or the time limit; False: by a listener alone
 
 
 def seconds(text: str) -> float:
@@ -41,15 +46,16 @@ class Stop:
     """While it is entered, SIGTERM, a first Ctrl-C and a time limit set the accelerator's trigger instead of ending the process.
 
     The loop asks ``accelerator.check_trigger()``, which all processes answer alike. A second Ctrl-C ends the process.
+    ``asked`` says whether any of them came, to this process.
 
     Args:
-        accelerator: whose trigger is set.
+        accelerator: whose trigger is set; None where there is no training yet: then ``asked`` is all there is.
         limit: seconds from now, or None.
     """
 
-    def __init__(self, accelerator: Accelerator, limit: float | None = None):
-        self.accelerator, self.interrupted = accelerator, 0.0
-        self.timer = threading.Timer(limit, accelerator.set_trigger) if limit else None
+    def __init__(self, accelerator: Accelerator | None, limit: float | None = None):
+        self.accelerator, self.interrupted, self.asked = accelerator, 0.0, False
+        self.timer = threading.Timer(limit, self.ask) if limit else None
         if self.timer:
             self.timer.daemon = True
             self.timer.start()
@@ -72,4 +78,31 @@ class Stop:
         if number == signal.SIGINT and not self.interrupted:
             self.interrupted = now
             distributed.say("stopping at the next logged step; Ctrl-C again, after two seconds, ends it at once")
-        self.accelerator.set_trigger()
+        self.ask()
+
+    def ask(self) -> None:
+        """Have training stop at the next logged step."""
+        self.asked = True
+        if self.accelerator is not None:
+            self.accelerator.set_trigger()
+
+
+class Ear(GeneralTracker):
+    """Hands what is logged to a listener, and stops the training where that says so (rank 0, where trackers are told).
+
+    Args:
+        accelerator: whose trigger is set.
+        listener: asked at every logged step and every evaluation.
+        steps: of the whole training.
+    """
+
+    name, requires_logging_directory, tracker = "listener", False, None
+
+    def __init__(self, accelerator: Accelerator, listener: Listener, steps: int):
+        super().__init__()
+        self.accelerator, self.listener, self.steps = accelerator, listener, steps
+
+    def log(self, values: Mapping[str, float], step: int | None = None, **_: Any) -> None:
+        """As Accelerate tells every tracker."""
+        if step is not None and self.listener(step, self.steps, values):
+            self.accelerator.set_trigger()

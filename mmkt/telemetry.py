@@ -25,6 +25,10 @@ class TrainingError(ValueError):
     """Training had to stop, and why."""
 
 
+class NotFinite(TrainingError):
+    """The loss was not finite: training with these settings ends so."""
+
+
 class Speed(NamedTuple):
     """Where the time of this process's steps went, in seconds."""
 
@@ -69,7 +73,7 @@ class Meter:
         """Write the means since the last flush.
 
         Raises:
-            TrainingError: a loss was not finite on some process; its rows are in ``nonfinite-RANK.json``.
+            NotFinite: a loss was not finite on some process; its rows are in ``nonfinite-RANK.json``.
         """
         losses, means = torch.stack(self.losses), torch.stack(self.means)  # (batches,), (batches, objectives + terms)
         self._refuse_nonfinite(losses)
@@ -99,7 +103,7 @@ class Meter:
         if bad.any():
             step, rows = self.rows[int(bad.nonzero()[0])]
             where.write_text(json.dumps({"step": step, "rows": rows.tolist()}) + "\n", encoding="utf-8")
-        raise TrainingError(
+        raise NotFinite(
             f"the loss is not finite; the rows of the first such batch are in {where} (places in the manifest, from 0). "
             "Lower train.lr, set train.clip, or look at those rows; the last checkpoint is untouched"
         )

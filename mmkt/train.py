@@ -70,7 +70,7 @@ def fit(
         learner.model.save_pretrained(run.best)
     distributed.wait()
     tensors = checkpoint.read_tensors(run.best / "model.safetensors")
-    checkpoint.load_strict(learner.model, tensors, run.best / "model.safetensors")
+    checkpoint.load_strict(learner.model, tensors, run.best / "model.safetensors", learner.model.referred[0])
     return loop.meter.speed()
 
 
@@ -126,7 +126,8 @@ class _Loop:
         if train.accumulate > 1 and any(objective.contrasts for _, objective in self.learner.parts()):
             raise ConfigError([("train.accumulate", "contrastive objectives compare the rows of a batch: raise data.batch_size")])
         self._refuse_unreached(phase)
-        optimizer = torch.optim.AdamW(optim.groups(trains, train.lr, train.weight_decay, phase.lr), betas=train.betas)
+        groups = optim.groups(trains, train.lr, train.weight_decay, phase.lr)
+        optimizer = torch.optim.AdamW(groups, betas=train.betas, fused=train.fused or None)
         wrapped, optimizer = self._prepared(optimizer)
         if self.resumed:
             resume.load_generators(self.run.last)

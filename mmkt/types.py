@@ -76,6 +76,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch on another device."""
+        if self.row.device == torch.device(device):
+            return self
         return pytree.tree_map(lambda x: x.to(device, non_blocking=non_blocking) if isinstance(x, Tensor) else x, self)
 
     @property
@@ -252,7 +254,7 @@ class Fusion(nn.Module, ABC):
     """
 
     arity: ClassVar[str] = "any"  # how many modalities: "any", "two", "two+"
-    level: ClassVar[str]  # what is fused: "pooled", "token", "logit", "latent"
+    level: ClassVar[str]  # what is fused: "pooled", "token", "logit", "latent"; only "token" gets tokens of cached features
     symmetric: ClassVar[bool]  # the order in which the modalities are named changes nothing
     missing: ClassVar[str]  # "stand-in": reads the learned missing vector; "exact": ignores it and uses ``present``
     interacts: ClassVar[bool]  # a linear head behind it can answer what no sum over modalities can (XOR)
@@ -331,6 +333,7 @@ class Objective(nn.Module, ABC):
     needs: ClassVar[tuple[str, ...]] = ()  # views it asks for
     serves: ClassVar[bool] = True  # False: a penalty, which gives parameters nothing to learn from
     contrasts: ClassVar[bool] = False  # compares rows with one another: accumulation would change what it means
+    raw: ClassVar[bool] = False  # looks at encoders' inputs themselves, so that no features may stand in for them
 
     @abstractmethod
     def forward(self, model: Model, batch: Batch, outputs: Outputs) -> Tensor:

@@ -457,3 +457,25 @@ def test_unimodal_reads_one():
     other = found | {"a": parts(seed=5)["a"]}
     assert torch.equal(pooled(fusion, found), pooled(fusion, other))
     assert not torch.equal(pooled(fusion, found), pooled(fusion, found | {"b": parts(seed=5)["b"]}))
+
+
+# ---------------------------------------------------------------- what is read
+
+
+@pytest.mark.parametrize("name", list(Parts().files("fusion")))
+def test_tokens_are_read_at_the_level_of_tokens_alone(name):
+    """Where features are cached, all others are given summaries alone."""
+    cls = Parts().find("fusion", name)
+    names = NAMES[:2] if cls.arity == "two" else NAMES
+    fusion = make(name, names).eval()
+    with torch.no_grad():  # some are the identity until they have trained
+        for p in fusion.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    found = parts(names)
+    bare = {m: Encoded.of(x.pooled) for m, x in found.items()}
+    torch.manual_seed(0)
+    one = fusion(found)
+    torch.manual_seed(0)
+    two = fusion(bare)
+    same = all(map(torch.equal, [*one.encoded, *one.logits.values()], [*two.encoded, *two.logits.values()]))
+    assert same == (cls.level != "token")

@@ -16,9 +16,13 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 from mmkt import launch
+from mmkt.config import check
 from mmkt.data.manifest import read
 from mmkt.data.sources.synthetic import Synthetic
+from mmkt.experiment import Data
 from mmkt.model import Model
+from mmkt.parts import ConfigError, Parts
+from mmkt.preparation import open_manifest
 
 DRAWS = 200_000
 WITHIN = 0.005  # five standard deviations of the accuracy of so many draws
@@ -186,6 +190,18 @@ def test_the_command_and_what_it_refuses(capfd, tmp_path):
     assert "source.modalities" in refused(capfd, "data", "prepare", "synthetic", "modalities=9", *out)
     with pytest.raises(ValueError, match="a subset names no modality 'd'"):
         Synthetic().ceiling("a+d")
+
+
+def test_a_manifest_of_before_a_setting_was_there_is_as_usual(capfd, tmp_path):
+    assert call(capfd, "data", "prepare", "synthetic", "rows=20", "--out", tmp_path)[0] == 0
+    note = json.loads((tmp_path / "source.json").read_text())
+    del note["strength"]
+    (tmp_path / "source.json").write_text(json.dumps(note))
+    data = {"source": {"name": "synthetic", "rows": 20}, "manifest": str(tmp_path / "manifest.parquet")}
+    assert len(open_manifest(check(Data, data, Parts()), 0, Parts()).table)
+    data["source"] |= {"strength": [9.0, 9.0]}
+    with pytest.raises(ConfigError, match="was made with strength"):
+        open_manifest(check(Data, data, Parts()), 0, Parts())
 
 
 # ---------------------------------------------------------------- whole experiments

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmkt.data.rows import Inputs, Item
+from mmkt.data.sampling import Draw
 from mmkt.types import Batch, Encoded, Processor
 
 
@@ -37,19 +39,25 @@ class Collate:
 
     def __call__(self, items: Sequence[Item]) -> Batch:
         """Stack and pad B items."""
-        row = torch.tensor([item.key.row for item in items])
         # every item has the same views, those that the dataset makes
         views = {view: self._inputs([item.views[view] for item in items]) for view in items[0].views}
+        inputs = self._inputs([item.inputs for item in items])
+        present = {m: torch.tensor([m in item.inputs for item in items]) for m in self.modalities}
+        return self.of([item.key for item in items], inputs, present, views)
+
+    def of(self, keys: Sequence[Draw], inputs: dict[str, Any], present: dict[str, Tensor], views: dict[str, dict]) -> Batch:
+        """What is looked up by row, beside what was made of B draws."""
+        row = torch.tensor([key.row for key in keys])
         return Batch(
-            inputs=self._inputs([item.inputs for item in items]),
-            present={m: torch.tensor([m in item.inputs for item in items]) for m in self.modalities},
+            inputs=inputs,
+            present=present,
             labels={task: labels[row] for task, (labels, _) in self.labels.items()},
             labelled={task: labelled[row] for task, (_, labelled) in self.labels.items()},
             views=views,
             row=row,
             domain=self.domain[row],
             group=self.group[row],
-            stream=torch.tensor([item.key.stream for item in items]),
+            stream=torch.tensor([key.stream for key in keys]),
         )
 
     def _inputs(self, rows: Sequence[Inputs]) -> dict[str, dict[str, Tensor] | Encoded]:
@@ -80,9 +88,13 @@ class Cuts:
         """Count a batch's."""
         for m, inputs in batch.inputs.items():
             if isinstance(inputs, dict):
-                for key in MESSAGES.keys() & inputs.keys():  # one at the most
-                    self.cut[m, key] += int(inputs[key].sum())
-                    self.seen[m] += len(inputs[key])
+                self.note_items(m, inputs)
+
+    def note_items(self, m: str, inputs: Mapping[str, Tensor]) -> None:
+        """Count items of one modality."""
+        for key in MESSAGES.keys() & inputs.keys():  # one at the most
+            self.cut[m, key] += int(inputs[key].sum())
+            self.seen[m] += len(inputs[key])
 
     def lines(self, *others: Cuts) -> list[str]:
         """A line for each modality that this befell, here and in ``others``."""

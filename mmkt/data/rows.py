@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
@@ -62,6 +62,7 @@ class Rows(Dataset[Item]):
         limits: Limits = USUAL,
         cache: Cache | None = None,
         changes: Mapping[str, Mapping[str, Change]] = MappingProxyType({}),
+        held: Collection[str] = (),
     ):
         """Check columns and remember them.
 
@@ -81,6 +82,7 @@ class Rows(Dataset[Item]):
             cache: of items of this manifest through these processors; None keeps nothing.
             changes: where nothing trains, further views by name, each of the modalities alone that it changes; what is random
                 in them is drawn by (seed, row, view, modality).
+            held: modalities whose features are elsewhere: of a row that has one the item says so, with no inputs.
 
         Raises:
             ManifestError: a column is missing, or null in every row.
@@ -92,7 +94,7 @@ class Rows(Dataset[Item]):
         self.seed, self.train, self.views, self.limits = seed, train, tuple(views), limits
         self.dropout, self.one_of, self.cache = dict(dropout or {}), tuple(one_of), cache or Cache(0)
         assert not (train and changes), "changes are of evaluation"
-        self.changes = changes
+        self.changes, self.held = changes, frozenset(held)
         for where, names in (("dropout", self.dropout), ("one_of", self.one_of)):
             for name in names:
                 self._known(name, where)
@@ -155,6 +157,9 @@ class Rows(Dataset[Item]):
         inputs: Inputs = {}
         views: dict[str, Inputs] = {view: {} for view in (self.views if self.train else self.changes)}
         for modality in self._kept(key, list(cells)):
+            if modality in self.held:
+                inputs[modality] = []
+                continue
             processor = self.processors[modality]
             items, kept = self._chosen(key, modality, cells[modality])
             changes = {name: change[modality] for name, change in self.changes.items() if modality in change}

@@ -29,6 +29,7 @@ class Match(Objective):
     """
 
     contrasts = True
+    raw = True
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ class Digits(Source):
         images: Literal["mnist", "usps"] = "mnist",
         leave_out: str | None = None,
         language: Literal["en", "zh", "de", "fr"] = "en",
+        text: Literal["word", "distractor"] = "word",
         copies: Annotated[int, Field(ge=1)] = 4,
         seed: int = 0,
     ):
@@ -42,10 +43,12 @@ class Digits(Source):
             images: whose scans.
             leave_out: a speaker, for leave-one-speaker-out.
             language: of the number words.
+            text: the digit's number word; or, as a ``distractor``, that of a digit drawn at random, which says nothing.
             copies: training pairs a clip; validation and test have one.
             seed: of the pairs.
         """
         self.images, self.leave_out, self.language, self.copies, self.seed = images, leave_out, language, copies, seed
+        self.text = text
 
     def prepare(self, out: Path, source: Path | None) -> Path:
         """One Parquet file, media inside: id, split, domain (the images), group (the speaker), image, audio, text, digit.
@@ -80,6 +83,7 @@ class Digits(Source):
         if self.leave_out is not None and self.leave_out not in speakers:
             raise ValueError(f"there is no speaker {self.leave_out!r}; leave_out is one of {', '.join(speakers)}")
         random, (pictures, labels) = np.random.default_rng(seed_of(self.seed, split)), scans
+        other = np.random.default_rng(seed_of(self.seed, split, "distractor"))  # its own: the pairs stay as they are
         places = {digit: np.flatnonzero(labels == digit) for digit in range(10)}
         rows = []
         with zipfile.ZipFile(folder / "fsdd_audio.zip") as archive:
@@ -98,7 +102,7 @@ class Digits(Source):
                             "group": clip["speaker"],
                             "image": _files.png(pictures[place]),
                             "audio": sound,
-                            "text": words[digit],
+                            "text": words[digit if self.text == "word" else int(other.integers(10))],
                             "digit": digit,
                             "scan": place,
                         }
