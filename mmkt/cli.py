@@ -191,7 +191,8 @@ def transfer(options: argparse.Namespace) -> None:
 
     study = read(Study, options.study, options.overrides)
     from mmkt.studies import transfer_report
-    from mmkt.studies.transfer_gain import Transfer, part
+    from mmkt.studies.runs import part
+    from mmkt.studies.transfer_gain import Transfer
     from mmkt.studies.transfer_results import gather
 
     found = Transfer(study)
@@ -206,6 +207,75 @@ def transfer(options: argparse.Namespace) -> None:
 
         transfer_report.show(results, Console())
         print(f"report: {page}", file=sys.stderr)
+
+
+def ablate(options: argparse.Namespace) -> None:
+    """Train what an ablation lacks, and report."""
+    from mmkt.config import read
+    from mmkt.study import Ablation as File
+
+    study = read(File, options.study, options.overrides)
+    from mmkt.studies import ablate as studying
+    from mmkt.studies import ablation_forms, ablation_report
+    from mmkt.studies.ablation import Ablation
+    from mmkt.studies.ablation_results import gather
+    from mmkt.studies.runs import part
+
+    if options.report:
+        found = Ablation(study)
+        found.refuse_other()
+    else:
+        found = studying.carry_out(study, options.jobs, part(options.part))
+    results = gather(found)
+    page = ablation_report.write(results, latex=options.latex)
+    if options.json:
+        print(json.dumps(ablation_forms.as_json(results)))
+    else:
+        from rich.console import Console
+
+        ablation_report.show(results, Console())
+        print(f"report: {page}", file=sys.stderr)
+
+
+def cache(options: argparse.Namespace) -> None:
+    """List or clear cached features."""
+    from mmkt import feature_store
+
+    folder = Path(options.folder)
+    found = feature_store.entries(folder) if options.clear is None else feature_store.clear(folder, options.clear)
+    if options.json:
+        print(json.dumps({"removed" if options.clear is not None else "features": [entry._asdict() for entry in found]}))
+    else:
+        from rich.console import Console
+
+        from mmkt import report
+
+        report.show([feature_store.sheet(found, "removed" if options.clear is not None else str(folder))], Console())
+
+
+def search(options: argparse.Namespace) -> None:
+    """Carry a search's trials out, and report."""
+    from mmkt.config import read
+    from mmkt.search_file import Search
+
+    file = read(Search, options.search, options.overrides)
+    from mmkt import distributed
+    from mmkt.studies import search_report
+    from mmkt.studies.search import HyperSearch
+
+    study = HyperSearch(file)
+    if not options.report:
+        study.carry_out()
+    if distributed.rank() == 0:
+        results = search_report.gather(study)
+        page = search_report.write(results)
+        if options.json:
+            print(json.dumps(search_report.as_json(results)))
+        else:
+            from rich.console import Console
+
+            search_report.show(results, Console())
+        distributed.say(f"report: {page}")
 
 
 def transferability(options: argparse.Namespace) -> None:

@@ -13,6 +13,8 @@ from accelerate import Accelerator
 
 from mmkt import distributed
 from mmkt.evaluate import Evaluation, evaluate_model, revived, write_figures
+from mmkt.experiment import Experiment
+from mmkt.model import build_fusion
 from mmkt.parts import ConfigError, Parts
 from mmkt.predictions import judges
 from mmkt.score import About, score
@@ -67,6 +69,26 @@ def ensemble(
         write_figures(folder, Evaluation(rows, predictions))
     distributed.wait()
     return rows, folder
+
+
+def averaged(answers: Sequence[Predictions], configs: Sequence[Experiment]) -> Predictions:
+    """Several models' answers to the same rows as those of their ensemble.
+
+    Args:
+        answers: a model's each.
+        configs: of their runs; the last one's heads average.
+
+    Raises:
+        ConfigError: they don't answer the same tasks on the same rows.
+    """
+    members: list[Member] = []
+    for config, one in zip(configs, answers):
+        parts, modalities = Parts(config.plugins), tuple(config.model.encoders)
+        heads = {t: parts.build("heads", s, config.model.dim, one.vocabularies[t]) for t, s in config.model.heads.items()}
+        fusion = build_fusion(parts, config.model.fusion, config.model.dim, modalities, heads)
+        members.append(Member(config.run, fusion.reads or modalities, one))
+        _refuse_other(members[0], members[-1])
+    return _together(members, heads)
 
 
 def _refuse_other(one: Member, two: Member) -> None:

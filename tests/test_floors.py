@@ -9,12 +9,13 @@ import pytest
 
 HOME = Path(__file__).parent.parent / "mmkt"
 FLOORS = [
-    ["types", "parts", "distributed", "doctor"],
+    ["types", "parts", "distributed", "doctor", "workshop"],
     ["config", "catalogue", "launcher", "arguments"],
     ["experiment", "schema", "pretrained", "checkpoint"],
     ["layers", "push"],
     [
         "study",
+        "search_file",
         "measures",
         "games",
         "calibration",
@@ -29,15 +30,17 @@ FLOORS = [
         "corruptions",
     ],
     ["space", "score", "report", "ranking", "plots"],
-    ["model", "page", "vectors", "subsets", "statistics", "stored", "missing", "robustness"],
+    ["model", "feature_store", "page", "vectors", "subsets", "statistics", "ranks", "stored", "missing", "robustness"],
+    ["feature_maker"],
+    ["feature_cache"],
     ["retrieval", "zero_shot", "few_shot", "prompts", "preparation", "feed", "learner", "card", "start"],
-    ["optim", "run", "resume", "predictions", "stop", "sharding"],
+    ["optim", "run", "resume", "resting", "predictions", "stop", "sharding"],
     ["asked", "exhibit", "telemetry", "resources", "compare", "dry_run", "runs", "conformance"],
     ["across", "evaluation_plots"],
     ["evaluation_page"],
     ["train", "evaluate"],
-    ["launch"],
-    ["folds", "studies", "embed", "ensemble", "calibrate", "tokenizer", "candidates"],
+    ["launch", "ensemble"],
+    ["folds", "studies", "embed", "calibrate", "tokenizer", "candidates"],
     ["transferability"],
     ["cli"],
 ]

@@ -23,6 +23,7 @@ from mmkt.conformance import examine, find
 HOME = Path(__file__).parent.parent
 README = (HOME / "README.md").read_text(encoding="utf-8")
 REAL = os.environ.get("MMKT_DATA")
+LAUNCHED: set[str] = set()  # scripts that a launcher has started: again they run in this process
 
 
 def blocks(language: str) -> list[str]:
@@ -56,6 +57,14 @@ def desk(tmp_path_factory) -> Path:
     study["sources"] = {name: [*study["sources"][name], "model.encoders.audio.layers=1"] for name in ("pretrained", "random")}
     study |= {"grids": [{"sources": ["pretrained", "random"], "methods": ["fpt"], "lr": [0.001], "seeds": [0]}]}
     (folder / "configs/study").mkdir()
+    ablation = yaml.safe_load((HOME / "configs/study/fusion_numerals.yaml").read_text())
+    ablation["factors"]["fusion"] = {name: ablation["factors"]["fusion"][name] for name in ("concat", "sum")}
+    ablation["settings"] = [text for text in ablation["settings"] if "epochs" not in text]
+    ablation |= {"encoders": "as-is", "lr": [0.003], "seeds": [0, 1], "ensembles": {}, "resamples": 50}
+    (folder / "configs/study/fusion_numerals.yaml").write_text(yaml.safe_dump(ablation))
+    search = yaml.safe_load((HOME / "configs/search/numerals.yaml").read_text()) | {"trials": 2, "settings": []}
+    (folder / "configs/search").mkdir()
+    (folder / "configs/search/numerals.yaml").write_text(yaml.safe_dump(search))
     (folder / "configs/study/fsdd.yaml").write_text(yaml.safe_dump(study))
     random = np.random.default_rng(0)
     (folder / "scan.png").write_bytes(png(random.integers(0, 255, (8, 8), dtype=np.uint8)))
@@ -98,12 +107,17 @@ def test_command(command, desk, capfd, monkeypatch):
     if command.startswith("mmkt ") and not command.startswith("mmkt runs"):  # one goes the whole way
         monkeypatch.chdir(desk)
         status, out, err = entered(command, capfd)
-    elif command.startswith("accelerate launch "):  # its launcher starts the script in a process of its own
+    elif command.startswith("accelerate launch "):
         monkeypatch.chdir(desk)
-        monkeypatch.setattr(sys, "argv", shlex.split(command, comments=True))
-        capfd.readouterr()
-        accelerate_cli.main()
-        (out, err), status = capfd.readouterr(), 0
+        script, *words = shlex.split(command, comments=True)[2:]
+        if script in LAUNCHED:
+            status, out, err = entered(f"mmkt {Path(script).stem} {shlex.join(words)}", capfd)
+        else:  # the launcher starts a script in a process of its own
+            LAUNCHED.add(script)
+            monkeypatch.setattr(sys, "argv", shlex.split(command, comments=True))
+            capfd.readouterr()
+            accelerate_cli.main()
+            (out, err), status = capfd.readouterr(), 0
     else:
         done = typed(command, desk)
         status, out, err = done.returncode, done.stdout, done.stderr

@@ -14,15 +14,18 @@ import numpy as np
 import pytest
 import yaml
 from conftest import call, rows_of_three, write
+from forked import begun
 from transformers import AutoModel
 
 from mmkt import cli, report
 from mmkt.config import check, read
 from mmkt.parts import ConfigError, Parts
 from mmkt.run import Run
+from mmkt.statistics import Difference
 from mmkt.studies import transfer_report
-from mmkt.studies.transfer_gain import Cell, Transfer, part
-from mmkt.studies.transfer_results import gather
+from mmkt.studies.runs import part
+from mmkt.studies.transfer_gain import Cell, Transfer
+from mmkt.studies.transfer_results import Gain, gather
 from mmkt.study import Study
 
 
@@ -142,6 +145,21 @@ def test_the_report(finished, capsys, tmp_path):
     assert "sighting" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("low", "p", "corrected", "needed", "words"), [
+    (0.01, 0.03, 0.09, 4.0, " (p 0.03 by itself, which the correction over the methods takes to 0.09)"),
+    (-0.01, 0.03, 0.09, 4.0, " (p 0.03 by itself, which the correction over the methods takes to 0.09)"),
+    (-0.01, 0.01, 0.03, 4.0, " (p 0.01 by itself, but its interval holds 0)"),
+    (-0.01, 0.2, 0.4, 17.0, " (it would take 17 seeds at 80 % power)"),
+    (0.01, 0.06, 0.1, 7.0, " (it would take 7 seeds at 80 % power)"),
+    (-0.01, 0.2, 0.4, np.inf, " (with these test rows a thousand seeds would not tell a difference this small at 80 % power)"),
+    (-0.01, 0.2, 0.4, np.nan, ""),
+])  # fmt: skip
+def test_why_a_gain_cannot_be_told(low, p, corrected, needed, words):
+    gain = Gain("full", 1.0, Difference(0.02, low, 0.05, p, 5, needed), corrected, None, None)
+    assert gain.verdict == "not distinguishable"
+    assert transfer_report._needed(gain) == words
+
+
 def finished_body(transfer):
     return transfer.config.model.encoders["image"]["body"]
 
@@ -154,13 +172,12 @@ def test_a_killed_study_ends_with_the_same_table(experiment, finished, tmp_path)
     grids = [{"methods": ["full"], "lr": [0.01], "seeds": [0, 1]}]
     study = study_of(experiment, run=str(tmp_path / "killed"), grids=grids, lr=None)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    command = [sys.executable, "-m", "mmkt.cli", "transfer", str(tmp_path / "study.yaml")]
-    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    job = begun(cli.main, ["transfer", str(tmp_path / "study.yaml")], said=tmp_path / "said")
     deadline = time.monotonic() + 120
     while not list((tmp_path / "killed").glob("*/last/state.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
     job.kill()
-    job.wait()
+    job.join()
     transfer = made(study)
     assert gather(transfer).unfinished
     transfer.carry_out()

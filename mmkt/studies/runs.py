@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import sys
@@ -23,9 +24,16 @@ from mmkt.checkpoint import CheckpointError, read_json, settle, write_json
 from mmkt.config import read
 from mmkt.evaluate import evaluate
 from mmkt.experiment import Experiment
+from mmkt.parts import ConfigError, Parts
 from mmkt.run import changed, stage
+from mmkt.score import metric_of
+from mmkt.search_file import Search
 from mmkt.stop import Stopped
-from mmkt.telemetry import TrainingError
+from mmkt.study import Ablation, Study
+from mmkt.telemetry import NotFinite
+from mmkt.workshop import Workshop
+
+WORKSHOP = Workshop()  # of this process, for one training after another
 
 
 class Training(NamedTuple):
@@ -34,6 +42,7 @@ class Training(NamedTuple):
     experiment: str  # the file
     settings: tuple[str, ...]  # key=value; they say the run's folder too
     test: bool = False  # whether its best checkpoint is evaluated on the test split as well
+    subsets: bool = False  # and there with every subset of its modalities
 
     def config(self, threads: int | None = None) -> Experiment:
         """Checked; figures are first made on validation alone.
@@ -47,6 +56,11 @@ class Training(NamedTuple):
         evaluate = config.evaluate.model_copy(update={"split": split})
         return config.model_copy(update={"evaluate": evaluate, "threads": config.threads or threads})
 
+    @property
+    def test_split(self) -> str:
+        """What it is evaluated on at last."""
+        return read(Experiment, self.experiment, self.settings).data.test
+
 
 def carry_out(training: Training, threads: int | None = None) -> None:
     """Train to the end, evaluate, note the cost; nothing where that was done before.
@@ -59,28 +73,32 @@ def carry_out(training: Training, threads: int | None = None) -> None:
         CheckpointError: the folder holds a run of other settings.
         Stopped: by SIGTERM or Ctrl-C; the state to resume from is saved.
     """
-    config = training.config(threads)
+    config, test = training.config(threads), training.test_split
     run, split = Path(config.run), config.evaluate.split
     state = stage(run, split)
-    if (run / "failed.json").is_file():
-        return
     if state != "new" and (problem := changed(run, config)):
         raise CheckpointError(problem)
+    if (run / "failed.json").is_file():
+        return
     if state != "ended":
-        if state == "begun" and not (run / "best").exists():
+        if state == "begun":
             shutil.rmtree(run)  # killed before its first saved step: there is nothing to continue
         _reset_peak()
         try:
-            launch.train(config, resume=state == "saved")
-        except TrainingError as error:
+            launch.train(config, resume=state == "saved", workshop=WORKSHOP)
+        except NotFinite as error:
             write_json(run / "failed.json", {"why": str(error)})
             return
         _note_cost(run)
     elif not (run / "cost.json").is_file():
         _note_cost(run)
-    test = read(Experiment, training.experiment, training.settings).data.test
     if training.test and stage(run, test) != "ended":
-        evaluate(str(run / "best"), [f"evaluate.split={test}", "evaluate.subsets=false"])
+        if config.data.features is None:
+            subsets = "null" if training.subsets else "false"
+            asked = [f"evaluate.split={test}", f"evaluate.subsets={subsets}", "evaluate.page=false", "evaluate.missing=[]"]
+            evaluate(str(run / "best"), asked, plugins=config.plugins)
+        else:
+            launch.evaluate_best(config, test, WORKSHOP, subsets=training.subsets)
 
 
 def _note_cost(run: Path) -> None:
@@ -222,3 +240,31 @@ def figure(run: Path, split: str, task: str, metric: str) -> float:
 def cost(run: Path) -> dict[str, Any]:
     """What ``carry_out`` noted."""
     return read_json(run / "cost.json")
+
+
+def judged(study: Study | Ablation | Search) -> tuple[str, str, bool]:
+    """The task and the metric that a study is about, and whether higher is better."""
+    config = read(Experiment, study.experiment, study.settings)
+    parts = Parts(config.plugins)
+    tasks = {task: spec["name"] for task, spec in config.model.heads.items()}
+    if not tasks:
+        raise ConfigError([("experiment", f"{study.experiment} has no head to be judged by")])
+    try:
+        task, name, metric = metric_of(study.metric, tasks, parts)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError([("metric", str(error))]) from error
+    return task, name, metric.higher_is_better
+
+
+def part(text: str) -> tuple[int, int]:
+    """``2/4`` as (2, 4).
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
+    if not found or int(found[1]) > int(found[2]):
+        raise ValueError(f"--part takes I/N with I from 1 to N, such as 2/4, found {text!r}")
+    return int(found[1]), int(found[2])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from mmkt.checkpoint import write_json
 from mmkt.config import read
 from mmkt.experiment import Experiment
-from mmkt.parts import ConfigError, Parts, nearest
+from mmkt.parts import ConfigError, nearest
 from mmkt.run import stage
-from mmkt.score import metric_of
-from mmkt.studies.runs import Crew, Training, figure
+from mmkt.studies.runs import Crew, Training, figure, judged
 from mmkt.study import GridOf, Study
 
 
@@ -61,7 +59,7 @@ class Transfer:
         rates = {rate for grid in study.grids for rate in grid.lr}
         if study.lr is not None and study.lr not in rates:
             raise ConfigError([("lr", f"{study.lr:g} is in no grid; it is one of {', '.join(f'{x:g}' for x in sorted(rates))}")])
-        self.task, self.metric, self.higher = _judged(study)
+        self.task, self.metric, self.higher = judged(study)
         configs = [self._read(Key(cell, 1.0, 0)) for cell in self.grids]  # a mistake in any cell is reported before the first run
         self.config = configs[0]
         if any(config.data.validation is None for config in configs):
@@ -166,21 +164,6 @@ class Transfer:
             crew.run(list(start(sweeps, False)), done)
 
 
-def _judged(study: Study) -> tuple[str, str, bool]:
-    """The task and the metric that a study is about, and whether higher is better."""
-    config, parts = read(Experiment, study.experiment, study.settings), Parts()
-    tasks = {task: spec["name"] for task, spec in config.model.heads.items()}
-    if not tasks:
-        raise ConfigError([("experiment", f"{study.experiment} has no head to be judged by")])
-    try:
-        task, name, metric = metric_of(study.metric, tasks, parts)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError([("metric", str(error))]) from error
-    return task, name, metric.higher_is_better
-
-
 def _cells(study: Study, grid: GridOf, path: str) -> Iterator[Cell]:
     for room, names, known in (("sources", grid.sources, study.sources), ("methods", grid.methods, study.methods)):
         for name in names:
@@ -198,15 +181,3 @@ def _cells(study: Study, grid: GridOf, path: str) -> Iterator[Cell]:
 def of_method(cells: Iterable[Cell], method: str, fraction: float) -> dict[str, Cell]:
     """By source, the cells of a method and a share of the labels."""
     return {cell.source: cell for cell in cells if (cell.method, cell.fraction) == (method, fraction)}
-
-
-def part(text: str) -> tuple[int, int]:
-    """``2/4`` as (2, 4).
-
-    Raises:
-        ValueError: it is not of that form.
-    """
-    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
-    if not found or int(found[1]) > int(found[2]):
-        raise ValueError(f"--part takes I/N with I from 1 to N, such as 2/4, found {text!r}")
-    return int(found[1]), int(found[2])
