@@ -66,7 +66,7 @@ def made(study: dict) -> Transfer:
     return Transfer(check(Study, study, Parts()))
 
 
-@pytest.mark.parametrize("file", sorted(Path("configs/study").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [Path(f"configs/study/{name}.yaml") for name in ("fsdd", "mnist")], ids=lambda file: file.stem)
 def test_shipped_studies(file):
     assert Transfer(read(Study, file)).grids
 
