@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mmkt.arguments import parser
+from mmkt.study_commands import ablate, folds, search, transfer, transferability  # noqa: F401 - main finds them by name
 
 JSON = {"table": '{"age": 61}', "features": "[0.1, 0.2]"}  # kinds of cells that are typed as JSON, each with an example
 
@@ -165,78 +166,6 @@ def tokenizer(options: argparse.Namespace) -> None:
         print(f"{found.folder}: {found.vocabulary:,} tokens from {found.texts:,} texts ({rows})")
 
 
-def folds(options: argparse.Namespace) -> None:
-    """Cross-validate."""
-    from rich.console import Console
-
-    from mmkt import distributed
-    from mmkt import folds as study
-    from mmkt.config import read
-    from mmkt.experiment import Experiment
-
-    # which fold is the test split is said run by run; here any name passes the check
-    more = [f"data.fold.by={options.by}", f"data.fold.k={'null' if options.k is None else options.k}", "data.fold.test='?'"]
-    found = study.folds(read(Experiment, options.config, [*options.overrides, *more]))
-    if distributed.rank() == 0:
-        if options.json:
-            print(json.dumps(study.as_json(found)))
-        else:
-            study.table(found, Console())
-
-
-def transfer(options: argparse.Namespace) -> None:
-    """Train what a transfer study lacks, and report."""
-    from mmkt.config import read
-    from mmkt.study import Study
-
-    study = read(Study, options.study, options.overrides)
-    from mmkt.studies import transfer_report
-    from mmkt.studies.runs import part
-    from mmkt.studies.transfer_gain import Transfer
-    from mmkt.studies.transfer_results import gather
-
-    found = Transfer(study)
-    if not options.report:
-        found.carry_out(options.jobs, part(options.part))
-    results = gather(found)
-    page = transfer_report.write(results)
-    if options.json:
-        print(json.dumps(transfer_report.as_json(results)))
-    else:
-        from rich.console import Console
-
-        transfer_report.show(results, Console())
-        print(f"report: {page}", file=sys.stderr)
-
-
-def ablate(options: argparse.Namespace) -> None:
-    """Train what an ablation lacks, and report."""
-    from mmkt.config import read
-    from mmkt.study import Ablation as File
-
-    study = read(File, options.study, options.overrides)
-    from mmkt.studies import ablate as studying
-    from mmkt.studies import ablation_forms, ablation_report
-    from mmkt.studies.ablation import Ablation
-    from mmkt.studies.ablation_results import gather
-    from mmkt.studies.runs import part
-
-    if options.report:
-        found = Ablation(study)
-        found.refuse_other()
-    else:
-        found = studying.carry_out(study, options.jobs, part(options.part))
-    results = gather(found)
-    page = ablation_report.write(results, latex=options.latex)
-    if options.json:
-        print(json.dumps(ablation_forms.as_json(results)))
-    else:
-        from rich.console import Console
-
-        ablation_report.show(results, Console())
-        print(f"report: {page}", file=sys.stderr)
-
-
 def cache(options: argparse.Namespace) -> None:
     """List or clear cached features."""
     from mmkt import feature_store
@@ -251,49 +180,6 @@ def cache(options: argparse.Namespace) -> None:
         from mmkt import report
 
         report.show([feature_store.sheet(found, "removed" if options.clear is not None else str(folder))], Console())
-
-
-def search(options: argparse.Namespace) -> None:
-    """Carry a search's trials out, and report."""
-    from mmkt.config import read
-    from mmkt.search_file import Search
-
-    file = read(Search, options.search, options.overrides)
-    from mmkt import distributed
-    from mmkt.studies import search_report
-    from mmkt.studies.search import HyperSearch
-
-    study = HyperSearch(file)
-    if not options.report:
-        study.carry_out()
-    if distributed.rank() == 0:
-        results = search_report.gather(study)
-        page = search_report.write(results)
-        if options.json:
-            print(json.dumps(search_report.as_json(results)))
-        else:
-            from rich.console import Console
-
-            search_report.show(results, Console())
-        distributed.say(f"report: {page}")
-
-
-def transferability(options: argparse.Namespace) -> None:
-    """Rank a study's sources without training."""
-    from rich.console import Console
-
-    from mmkt.config import read
-    from mmkt.study import Study
-
-    study = read(Study, options.study, options.overrides)
-    from mmkt import distributed, ranking
-    from mmkt import transferability as sources
-
-    found = sources.rank(study, method=options.method, rows=options.rows, modality=options.modality)
-    if distributed.rank() == 0:
-        file = sources.write(found, Path(study.run))
-        print(json.dumps(ranking.as_json(found))) if options.json else ranking.table(found, Console())
-        distributed.say(f"written: {file}")
 
 
 def _figures(rows: Any, options: argparse.Namespace, across: Mapping[str, Any] = MappingProxyType({})) -> None:

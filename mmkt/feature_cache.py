@@ -159,32 +159,37 @@ def _content(cell: Any, processor: Processor, root: Path) -> bytes:
 
 
 def features(
-    folder: Path, source: Source, which: np.ndarray, autocast: Callable[[], AbstractContextManager] = nullcontext
+    folder: Path,
+    source: Source,
+    key: tuple[str, dict[str, Any]],
+    which: np.ndarray,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Features:
     """Features of some rows: those that the folder has, the others computed and added to it.
 
     Args:
         folder: the cache.
         source: the encoder, at rest, on the device that computes, and the rows of its modality.
+        key: of the source, by ``key_of``.
         which: row numbers.
         autocast: makes the context of mixed precision that ``source.precision`` names.
 
     Raises:
         ValueError: a row cannot be read or decoded.
     """
-    key, about = key_of(source)
+    name, about = key
     own = contents(source.rows, source.modality, which)
     present = own.any(1)
     numbers, own = which[present], own[present]
     distinct, first, inverse = np.unique(own, axis=0, return_index=True, return_inverse=True)
-    home = folder / key
+    home = folder / name
     found, order = None, np.empty(0, dtype=np.int64)
     if distributed.rank() == 0 and len(distinct) and (_covering(home, distinct) is None):
         if not (home / "about.json").is_file():
             home.mkdir(parents=True, exist_ok=True)
             checkpoint.write_json(home / "about.json", about | {"modality": source.modality})
-        name = hashlib.sha256(distinct.tobytes()).hexdigest()[:HEX]
-        write(home / name, source, distinct, numbers[first].tolist(), autocast)
+        rows = hashlib.sha256(distinct.tobytes()).hexdigest()[:HEX]
+        write(home / rows, source, distinct, numbers[first].tolist(), autocast)
     distributed.wait()
     if len(distinct):
         covering = _covering(home, distinct)

@@ -177,6 +177,7 @@ class Feed:
             start=start,
             stop=stop,
         )
+        self._asked_for(np.concatenate([stream.rows for stream in sampler.streams]))
         if self._all_held() and not self.data.dropout:
             return map(self._looked_up, sampler)
         return self._noted(self._loader(self._rows(True, views), sampler, pin))
@@ -191,9 +192,14 @@ class Feed:
         rank, world = distributed.rank(), distributed.world_size()
         smallest = 1 if world == 1 else 2  # of two rows or more: batches of one can't be equally many
         batches = sampling.evaluation(rows, max(smallest, self.data.batch_size // world), rank, world)
+        self._asked_for(rows)
         if self._all_held() and not changes:
             return map(self._looked_up, batches)
         return self._noted(self._loader(self._rows(False, changes=changes), batches, pin=False))
+
+    def _asked_for(self, rows: np.ndarray) -> None:
+        for features in self.features.values():
+            assert features.asked[torch.from_numpy(rows)].all(), "rows whose features were not asked for"
 
     def _all_held(self) -> bool:
         return len(self.features) == len(self.modalities)
@@ -206,7 +212,6 @@ class Feed:
 
     def _with_features(self, batch: Batch) -> Batch:
         for m, features in self.features.items():
-            assert features.asked[batch.row].all(), "rows whose features were not asked for"
             if batch.present[m].any():
                 batch.inputs[m] = features.take(batch.row, batch.present[m], self.whole)
         return batch

@@ -97,6 +97,42 @@ def _learned(feed: Feed, config: Experiment) -> np.ndarray:
     return np.unique(np.concatenate([feed.rows(name) for name in names if name]))
 
 
+def plan_of(setup: Setup, config: Experiment) -> list[Phase]:
+    """The phases of an experiment that is built.
+
+    Raises:
+        ConfigError: its transfer does not go with its model, or an adapter would be idle.
+    """
+    transfer = setup.parts.build("transfer", config.transfer)
+    try:
+        plan = transfer.phases(setup.learner, steps_of(config.train, setup.feed))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError([(f"transfer ({config.transfer['name']})", str(error))]) from error
+    refuse_idle(setup.learner, plan)
+    return plan
+
+
+def built_to_rest(
+    config: Experiment, workshop: Workshop, splits: Sequence[str] | None = None
+) -> tuple[Setup, list[Phase], Accelerator]:
+    """An experiment built, with features of its encoders that rest in place; in a process that is alone.
+
+    Args:
+        config: with ``data.features``, or without: then nothing rests.
+        workshop: what other trainings of this process made.
+        splits: whose features are wanted; by default those that training and its evaluation read.
+    """
+    accelerator = Accelerator(mixed_precision=config.train.precision)
+    use_threads(accelerator, config.threads)
+    setup = build(config, workshop)
+    plan = plan_of(setup, config)
+    rows = used(setup.feed, config) if splits is None else np.unique(np.concatenate([setup.feed.rows(name) for name in splits]))
+    rest(setup.learner, setup.feed, plan, rows, accelerator, workshop)
+    return setup, plan, accelerator
+
+
 def checkpoint_encoders(learner: Learner, plan: Sequence[Phase]) -> None:
     """Turn gradient checkpointing on in every encoder that some phase trains."""
     trained = set().union(*(learner.trained_in(phase) for phase in plan))
@@ -160,14 +196,7 @@ def train(
     console = Console(stderr=True)
     workshop = workshop or Workshop()
     setup = build(config, workshop)
-    transfer = setup.parts.build("transfer", config.transfer)
-    try:
-        plan = transfer.phases(setup.learner, steps_of(config.train, setup.feed))
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError([(f"transfer ({config.transfer['name']})", str(error))]) from error
-    refuse_idle(setup.learner, plan)
+    plan = plan_of(setup, config)
     if config.train.checkpointing:
         checkpoint_encoders(setup.learner, plan)
     if dry:
@@ -183,6 +212,7 @@ def train(
         accelerator.trackers.append(Ear(accelerator, listener, sum(phase.steps for phase in plan)))
     try:
         with stop:
+            transfer = setup.parts.build("transfer", config.transfer)
             speed = fit(setup.learner, setup.feed, transfer, run, accelerator, config.train, seed=config.seed, resumed=resume)
     except Stopped as stopped:
         stopped.asked = any(distributed.everyone(stop.asked))
@@ -228,16 +258,12 @@ def evaluate_best(config: Experiment, split: str, workshop: Workshop, *, subsets
         "retrieval": False,
     }
     config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=asked)})
-    accelerator, setup = Accelerator(mixed_precision=config.train.precision), build(config, workshop)
-    use_threads(accelerator, config.threads)
+    setup, _, accelerator = built_to_rest(config, workshop, [split])
     model, best = setup.learner.model, checkpoint.settle(Path(config.run) / "best")
-    plan = setup.parts.build("transfer", config.transfer).phases(setup.learner, steps_of(config.train, setup.feed))
-    rest(setup.learner, setup.feed, plan, setup.feed.rows(split), accelerator, workshop)
     model.refuse_other(best)
     checkpoint.load_strict(model, checkpoint.read_tensors(best / "model.safetensors"), best, model.referred[0])
-    write_figures(
-        best / f"evaluation-{split}", figures(model.to(accelerator.device), setup.feed, setup.parts, accelerator, whole=True)
-    )
+    found = figures(model.to(accelerator.device), setup.feed, setup.parts, accelerator, whole=True)
+    write_figures(best / f"evaluation-{split}", found)
 
 
 def _finish(accelerator: Accelerator) -> None:

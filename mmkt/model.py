@@ -175,24 +175,7 @@ class Model(nn.Module):
         """
         parts, settings = Parts(plugins), config.model
         apart = config.data.features is not None
-        learning = learners(config, parts)
-        encoders: dict[str, Encoder] = {}
-        # one that borrows from another is built after it, wherever it stands
-        for m in sorted(settings.encoders, key=lambda m: settings.encoders[m].get("body") in settings.encoders):
-            if m in built:
-                encoders[m] = built[m]
-                continue
-            if apart:
-                torch.manual_seed(seed_of(config.seed, "encoder", m))
-            spec = settings.encoders[m]
-            learned = [vocabularies[f"encoders.{m}"]] if m in learning else []
-            try:
-                encoders[m] = parts.build("encoders", spec, encoders, assets / m if assets else None, *learned)
-            except ValueError as error:
-                raise ConfigError([(f"model.encoders.{m}", str(error))]) from error
-        if not encoders:
-            raise ConfigError([("model.encoders", "needs one or more")])
-        encoders = {m: encoders[m] for m in settings.encoders}
+        encoders = _encoders(config, vocabularies, parts, assets, built)
         if apart:
             torch.manual_seed(seed_of(config.seed, "model"))
         try:
@@ -229,20 +212,16 @@ class Model(nn.Module):
         self.adapters[m] = adapter
         self.held |= {f"encoders.{m}.{name}" for name in body if name not in trains}
 
-    def refer(self, modalities: Collection[str], digest: str | None = None) -> str:
+    def refer(self, modalities: Collection[str], digest: str | None = None) -> None:
         """From now on leave these encoders out of every save: building them anew, or ``model.start``, gives them to the bit.
 
         Args:
             modalities: whose encoders no phase trains.
             digest: the hash of their tensors, where it is known.
-
-        Returns:
-            The hash.
         """
         own = self.state_dict()
         names = frozenset(name for name in own if any(name.startswith(f"encoders.{m}.") for m in modalities))
         self.referred = names, digest or checkpoint.digest(names, own.__getitem__)
-        return self.referred[1]
 
     def refuse_other(self, folder: Path) -> None:
         """Refuse a checkpoint that refers to other tensors than this model's.
@@ -358,6 +337,28 @@ class Model(nn.Module):
                 )
         checkpoint.load_strict(model, tensors, folder / "model.safetensors", left)
         return model.eval()
+
+
+def _encoders(
+    config: Experiment, vocabularies: Mapping[str, Any], parts: Parts, assets: Path | None, built: Mapping[str, Encoder]
+) -> dict[str, Encoder]:
+    """The encoders of a model, in its order; those that are there already as they are (see ``Model.from_config``)."""
+    specs, learning, encoders = config.model.encoders, learners(config, parts), dict[str, Encoder]()
+    # one that borrows from another is built after it, wherever it stands
+    for m in sorted(specs, key=lambda m: specs[m].get("body") in specs):
+        if m in built:
+            encoders[m] = built[m]
+            continue
+        if config.data.features is not None:
+            torch.manual_seed(seed_of(config.seed, "encoder", m))
+        learned = [vocabularies[f"encoders.{m}"]] if m in learning else []
+        try:
+            encoders[m] = parts.build("encoders", specs[m], encoders, assets / m if assets else None, *learned)
+        except ValueError as error:
+            raise ConfigError([(f"model.encoders.{m}", str(error))]) from error
+    if not encoders:
+        raise ConfigError([("model.encoders", "needs one or more")])
+    return {m: encoders[m] for m in specs}
 
 
 def _rest(module: nn.Module) -> tuple[bool, bool]:

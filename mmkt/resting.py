@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 from mmkt import distributed
 from mmkt.data.rows import Rows
 from mmkt.experiment import Experiment
-from mmkt.feature_cache import Features, features
+from mmkt.feature_cache import Features, features, key_of
 from mmkt.feature_maker import Source
 from mmkt.feed import Feed
 from mmkt.learner import Learner
@@ -88,12 +89,12 @@ def rest(
     for m in resting:
         feed.features[m] = workshop.get(
             "features",
-            [m, key, config.data.features, data_key(config), accelerator.mixed_precision, named],
-            lambda m=m: stored(model, feed, m, rows, accelerator),  # type: ignore[misc]
+            [m, key, config.data.features, accelerator.mixed_precision, named],
+            partial(stored, model, feed, m, rows, accelerator, workshop),
         )
 
 
-def stored(model: Model, feed: Feed, m: str, rows: np.ndarray, accelerator: Accelerator) -> Features:
+def stored(model: Model, feed: Feed, m: str, rows: np.ndarray, accelerator: Accelerator, workshop: Workshop) -> Features:
     """One modality's features of some rows, from the folder that the config names or computed into it."""
     config = model.config
     assert config is not None
@@ -108,7 +109,8 @@ def stored(model: Model, feed: Feed, m: str, rows: np.ndarray, accelerator: Acce
         one.to(accelerator.device).eval()
     try:
         described = Source(m, encoder, body, spec, source, accelerator.mixed_precision)
-        return features(Path(config.data.features), described, rows, accelerator.autocast)
+        key = workshop.get("key", [m, encoders_key(config), accelerator.mixed_precision], partial(key_of, described))
+        return features(Path(config.data.features), described, key, rows, accelerator.autocast)
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -123,15 +125,6 @@ def encoders_key(config: Experiment) -> list[Any]:
 def data_key(config: Experiment) -> list[Any]:
     """What a process's manifests are known by; the seed draws splits, and encoders."""
     data = config.data
-    parts = [
-        data.source,
-        data.origin,
-        data.manifest,
-        data.columns,
-        data.fractions,
-        data.train,
-        data.validation,
-        data.test,
-        data.one_of,
-    ]
+    splits = [data.fractions, data.train, data.validation, data.test]
+    parts = [data.source, data.origin, data.manifest, data.columns, data.one_of, *splits]
     return [*parts, *(x.model_dump() if x else None for x in (data.fold, data.subset)), config.seed]

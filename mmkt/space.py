@@ -74,17 +74,19 @@ class SharedSpace(nn.Module):
             return Encoded.of(e.expand(rows, -1), torch.zeros(rows, dtype=torch.bool, device=e.device))
         present = parts.present
         if not whole:
-            pooled = self.drop(self.project[m](parts.pooled.masked_fill(~present[:, None], 0.0)))
-            return Encoded.of(torch.where(present[:, None], pooled, e.to(pooled.dtype)), present)
+            return Encoded.of(self._pooled(m, parts, e), present)
         first = torch.zeros_like(parts.mask)
         first[:, 0] = True
         mask = torch.where(present[:, None], parts.mask, first)
         real = parts.mask & present[:, None]
         tokens = self.drop(self.project[m](zero_masked(parts.tokens, real)))
-        pooled = self.drop(self.project[m](parts.pooled.masked_fill(~present[:, None], 0.0)))
-        e = e.to(pooled.dtype)
-        tokens = torch.where(present[:, None, None], tokens, e)
-        return Encoded(zero_masked(tokens, mask), mask, torch.where(present[:, None], pooled, e), present)
+        tokens = torch.where(present[:, None, None], tokens, e.to(tokens.dtype))
+        return Encoded(zero_masked(tokens, mask), mask, self._pooled(m, parts, e), present)
+
+    def _pooled(self, m: str, parts: Encoded, e: Tensor) -> Tensor:
+        there = parts.present[:, None]
+        pooled = self.drop(self.project[m](parts.pooled.masked_fill(~there, 0.0)))
+        return torch.where(there, pooled, e.to(pooled.dtype))
 
     def extra_repr(self) -> str:
         """For print(model)."""

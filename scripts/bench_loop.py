@@ -21,7 +21,6 @@ from mmkt import launch
 from mmkt.config import read
 from mmkt.experiment import Experiment
 from mmkt.optim import factor
-from mmkt.resting import rest
 from mmkt.run import Run
 from mmkt.train import fit
 from mmkt.types import Encoded, Outputs
@@ -30,17 +29,9 @@ from mmkt.workshop import Workshop
 WORKSHOP = Workshop()
 
 
-def built(config: Experiment) -> launch.Setup:
-    """The experiment, with features where it asks for them."""
-    setup = launch.build(config, WORKSHOP)
-    plan = setup.parts.build("transfer", config.transfer).phases(setup.learner, config.train.steps)
-    rest(setup.learner, setup.feed, plan, launch.used(setup.feed, config), Accelerator(), WORKSHOP)
-    return setup
-
-
 def ours(config: Experiment, folder: Path) -> tuple[float, float]:
     """Seconds a step of ``fit``, and the share of them spent waiting for data."""
-    setup = built(config)
+    setup, *_ = launch.built_to_rest(config, WORKSHOP)
     run = Run(folder, config, "bench")
     speed = fit(setup.learner, setup.feed, setup.parts.build("transfer", config.transfer), run, Accelerator(), config.train)
     return speed.total / speed.steps, speed.data / speed.total
@@ -66,7 +57,7 @@ def batches(setup: launch.Setup, config: Experiment, task: str) -> Iterator[tupl
 
 def theirs(config: Experiment) -> float:
     """Seconds a step of the loop one would write by hand for this very model and task."""
-    setup = built(config)
+    setup, *_ = launch.built_to_rest(config, WORKSHOP)
     model, task = setup.learner.model, next(iter(config.model.heads))
     frozen = [pattern.removesuffix("*") for pattern in config.transfer.get("frozen", [])]
     for name, parameter in model.named_parameters():

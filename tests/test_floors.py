@@ -42,6 +42,7 @@ FLOORS = [
     ["launch", "ensemble"],
     ["folds", "studies", "embed", "calibrate", "tokenizer", "candidates"],
     ["transferability"],
+    ["study_commands"],
     ["cli"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -122,3 +122,17 @@ def test_compiled_training_has_the_losses_of_the_plain_one(tiny_settings, tmp_pa
     one, two = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
     assert len(one) == 6
     assert two == pytest.approx(one, abs=1e-5)
+
+
+def test_the_first_process_of_a_study_leads_it_and_the_others_have_nothing_to_do(monkeypatch):
+    launched = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "TORCHELASTIC_RUN_ID": "x"}
+    for rank, jobs in (("0", 2), ("1", 0)):
+        for name, value in (launched | {"RANK": rank, "LOCAL_RANK": rank}).items():
+            monkeypatch.setenv(name, value)
+        assert launcher.lead() == jobs
+        assert not any(name in os.environ for name in (*launched, "RANK", "LOCAL_RANK"))  # it is a process by itself now
+    assert launcher.lead() == 1
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="--part 1/2"):
+        launcher.lead()

@@ -9,24 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from accelerate import Accelerator
-
 from mmkt import distributed, launch
-from mmkt.checkpoint import read_json, write_json
+from mmkt.checkpoint import write_json
 from mmkt.data.splits import rows_of
-from mmkt.launcher import use_threads
 from mmkt.parts import ConfigError
 from mmkt.preparation import open_manifest
-from mmkt.resting import awake, data_key, encoders_key, rest
+from mmkt.resting import awake, data_key, encoders_key
 from mmkt.studies.ablation import MATCHED, Ablation
 from mmkt.studies.ablation_cells import Cell, Key
-from mmkt.studies.costs import Cost, measure
-from mmkt.studies.encoders import encoders_of, prepare
+from mmkt.studies.costs import NOTE, Cost, measure, noted
+from mmkt.studies.encoders import encoders_of, origin, prepare
 from mmkt.studies.runs import WORKSHOP, Crew, Training
 from mmkt.study import Ablation as File
-from mmkt.train import steps_of
 
 CLOSE = 0.02  # of the baseline's parameters
 
@@ -61,7 +55,6 @@ def carry_out(study: File, jobs: int = 1, part: tuple[int, int] = (1, 1)) -> Abl
 
 def _inspect(found: Ablation) -> None:
     """Build every cell once, so that what does not go together is said before anything trains; match parameters."""
-    before = torch.get_rng_state()
     for data in dict.fromkeys(task.data for task in found.tasks):
         _refuse_other_splits(found, next(cell for cell in found.cells if cell.task.data == data))
     for task in found.tasks:
@@ -71,7 +64,6 @@ def _inspect(found: Ablation) -> None:
             number = _trained(found, cell) if label != found.baseline else wanted
             if found.study.match and abs(number - wanted) > CLOSE * wanted:
                 _match(found, cell, wanted)
-    torch.set_rng_state(before)
 
 
 def _refuse_other_splits(found: Ablation, cell: Cell) -> None:
@@ -96,7 +88,7 @@ def _trained(found: Ablation, cell: Cell, value: int | None = None) -> int:
     bare = config.model.model_copy(update={"start": None})  # whatever encoders it will have: their size is the same
     try:
         setup = launch.build(config.model_copy(update={"model": bare}), WORKSHOP)
-        plan = setup.parts.build("transfer", config.transfer).phases(setup.learner, steps_of(config.train, setup.feed))
+        plan = launch.plan_of(setup, config)
     except ConfigError as error:
         raise ConfigError([(f"({cell}) {path}", text) for path, text in error.problems]) from None
     if found.study.encoders != "trained":
@@ -158,7 +150,7 @@ def origins(study: File, jobs: int, part: tuple[int, int]) -> dict[str, dict[str
     Raises:
         ConfigError: another part is to begin before the first one has made them.
     """
-    missing = [data for data in study.data or {"": []} if not (encoders_of(study, data) / "origin.json").is_file()]
+    missing = [data for data in study.data or {"": []} if not origin(study, data)]
     if missing and part[0] > 1:
         words = f"start it first, and this one once {encoders_of(study, missing[-1])} is there"
         raise ConfigError([("encoders", f"are made by --part 1/{part[1]}: {words}")])
@@ -176,20 +168,15 @@ def warm(found: Ablation) -> None:
     """Put the features of every row that the study will read into the cache, and of each task one model into the workshop."""
     for task in found.tasks:
         config = found.config(Key(Cell(task, found.baseline), 1.0, found.study.seeds[0]))
-        accelerator = Accelerator(mixed_precision=config.train.precision)
-        use_threads(accelerator, config.threads)
-        setup = launch.build(config, WORKSHOP)
-        plan = setup.parts.build("transfer", config.transfer).phases(setup.learner, steps_of(config.train, setup.feed))
-        rows = [launch.used(setup.feed, config), *(setup.feed.rows(name) for name in (found.validation, found.test))]
-        rest(setup.learner, setup.feed, plan, np.unique(np.concatenate(rows)), accelerator, WORKSHOP)
+        streams = [stream.split for stream in config.data.streams.values()]
+        launch.built_to_rest(config, WORKSHOP, [config.data.train, *streams, found.validation, found.test])
 
 
 def costs(found: Ablation) -> dict[str, Cost]:
     """By cell, what it takes; measured once, when its trainings have ended."""
-    note = Path(found.study.run) / "costs.json"
-    known = {name: Cost(**cost) for name, cost in read_json(note).items()} if note.is_file() else {}
+    known = noted(Path(found.study.run))
     missing = {str(cell): keys[0] for cell in found.cells if str(cell) not in known and (keys := found.finals(cell))}
     if missing:
         known |= measure({name: found.training(key).config() for name, key in missing.items()}, WORKSHOP)
-        write_json(note, {name: cost._asdict() for name, cost in known.items()})
+        write_json(Path(found.study.run) / NOTE, {name: cost._asdict() for name, cost in known.items()})
     return known

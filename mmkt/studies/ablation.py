@@ -16,7 +16,7 @@ from mmkt.config import check, read, written
 from mmkt.experiment import Experiment
 from mmkt.parts import ConfigError, Parts
 from mmkt.run import stage
-from mmkt.studies.ablation_cells import Cell, Key, Task, labels_of, refuse_arity, refuse_budget, refuse_names
+from mmkt.studies.ablation_cells import Cell, Key, Task, labels_of, refuse_budget, refuse_names
 from mmkt.studies.encoders import encoders_of, without
 from mmkt.studies.runs import Crew, Training, figure, judged
 from mmkt.study import Ablation as File
@@ -56,7 +56,6 @@ class Ablation:
             if config.data.validation is None:
                 raise ConfigError([("data.validation", f"({cell}) is null: learning rates are chosen on it, name a split")])
             refuse_budget(cell, config, self.baseline, configs[Cell(cell.task, self.baseline)])
-            refuse_arity(cell, config, self.parts)
         one = configs[self.cells[0]]
         for cell, config in configs.items():
             for name in ("validation", "test"):

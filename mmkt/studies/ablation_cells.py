@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mmkt.config import written
 from mmkt.experiment import Experiment
-from mmkt.parts import ConfigError, Parts, nearest
+from mmkt.parts import ConfigError, nearest
 from mmkt.study import Ablation as File
 
 BUDGET = ("data.batch_size", "train.epochs", "train.steps", "train.accumulate", "train.patience")
@@ -84,18 +84,6 @@ def _values(name: str, factor: list[Any] | dict[str, list[str]]) -> Iterator[tup
 def _named(value: Mapping[str, Any]) -> str:
     """A part with settings as a label: ``tensor dim=8``."""
     return " ".join([str(value["name"]), *(f"{key}={x}" for key, x in value.items() if key != "name")])
-
-
-def refuse_arity(cell: Cell, config: Experiment, parts: Parts) -> None:
-    """Refuse a fusion that does not take so many modalities."""
-    fusion: Any = parts.find("fusion", config.model.fusion["name"])
-    found = len(config.model.encoders)
-    if (fusion.arity == "two" and found != 2) or (fusion.arity == "two+" and found < 2):
-        takes = {"two": "two", "two+": "two or more"}[fusion.arity]
-        words = (
-            f"({cell}) takes {takes} modalities, found {found}: {', '.join(config.model.encoders)}; leave it out, or name others"
-        )
-        raise ConfigError([("model.fusion", words)])
 
 
 def refuse_names(study: File, labels: Mapping[str, list[str]], baseline: str) -> None:

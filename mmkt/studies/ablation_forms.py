@@ -1,17 +1,14 @@
-"""An ablation's tables in other forms: LaTeX, CSV, JSON, and the rows of its runs."""
+"""An ablation's tables in other forms: LaTeX, CSV, JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from mmkt import report
-from mmkt.checkpoint import settle
 from mmkt.report import Sheet
+from mmkt.studies import pages
 from mmkt.studies.ablation_results import Results
 
 SPECIAL = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "−": "$-$", "–": "--", "×": r"$\times$"}
@@ -50,36 +47,13 @@ def as_csv(results: Results) -> str:
 
 def as_json(results: Results) -> dict[str, Any]:
     """Plain data; what is not a finite number is null."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, float):
-            return value if math.isfinite(value) else None
-        if hasattr(value, "_asdict"):
-            return clean(value._asdict())
-        if isinstance(value, dict):
-            return {str(key): clean(x) for key, x in value.items()}
-        if hasattr(value, "tolist"):
-            return clean(value.tolist())
-        return [clean(x) for x in value] if isinstance(value, (list, tuple)) else value
-
-    lines = [clean(line) | {"verdict": line.verdict} for some in results.lines.values() for line in some]
+    lines = [pages.plain(line) | {"verdict": line.verdict} for some in results.lines.values() for line in some]
     return {
         "baseline": results.study.baseline,
         "lines": lines,
-        "ranks": clean(results.ranks),
+        "ranks": pages.plain(results.ranks),
         "encoders": results.origins,
         "tried": results.tried,
-        "failed": clean(results.failed),
-        "unfinished": clean(results.unfinished),
+        "failed": pages.plain(results.failed),
+        "unfinished": pages.plain(results.unfinished),
     }
-
-
-def rows(results: Results) -> Iterator[Any]:
-    """Every figure of every chosen run, as ``mmkt train`` writes them, with the study's name."""
-    study = results.study
-    for cell in study.cells:
-        if cell not in results.unfinished:
-            for key in study.finals(cell):
-                file = settle(study.folder(key) / "best") / f"evaluation-{study.test}" / "metrics.jsonl"
-                for row in report.read(file):
-                    yield row._replace(run=study.folder(key).name, study=Path(study.study.run).name)

@@ -7,14 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
-from mmkt import page, report
-from mmkt.checkpoint import write_json
 from mmkt.report import Sheet
-from mmkt.statistics import Difference
+from mmkt.studies import pages
 from mmkt.studies.ablation_cells import Task
-from mmkt.studies.ablation_forms import as_csv, as_json, rows, tex
+from mmkt.studies.ablation_forms import as_csv, as_json, tex
 from mmkt.studies.ablation_plots import ablation_plots
 from mmkt.studies.ablation_results import Line, Results, pareto
 
@@ -23,44 +20,32 @@ WORDS = {"gain": "better", "loss": "worse"}
 
 def write(results: Results, *, latex: bool = False) -> Path:
     """``report.{md,html}``, ``results.{json,csv}``, ``metrics.jsonl``; with ``latex`` ``report.tex``. Returns the page's path."""
-    study = results.study.study
-    folder = Path(study.run)
-    folder.mkdir(parents=True, exist_ok=True)
-    title, words, pages = f"Ablation: {folder.name}", summary(results), sheets(results)
-    lines = [f"# {title}", "", *[f"{text}\n" for text in words]]
-    body = [page.paragraph(text) for text in words]
-    for sheet in pages:
-        lines += [f"## {sheet.title}", "", *report.markdown(sheet), ""]
-        body.append(page.table(sheet))
-    body += [page.figure(caption, figure) for caption, figure in ablation_plots(results).items()]
-    (folder / "report.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(page.whole(title, body), encoding="utf-8")
+    study, folder = results.study, Path(results.study.study.run)
+    tables = sheets(results)
+    found = pages.write(folder, f"Ablation: {folder.name}", summary(results), tables, ablation_plots(results), as_json(results))
     (folder / "results.csv").write_text(as_csv(results), encoding="utf-8")
-    write_json(folder / "results.json", as_json(results))
-    (folder / "metrics.jsonl").unlink(missing_ok=True)
-    report.append(rows(results), folder / "metrics.jsonl")
+    ended = [cell for cell in study.cells if cell not in results.unfinished]
+    pages.gather_rows((study.folder(key) for cell in ended for key in study.finals(cell)), study.test, folder)
     if latex:
-        (folder / "report.tex").write_text("\n".join(tex(sheet) for sheet in pages), encoding="utf-8")
-    return folder / "report.html"
+        (folder / "report.tex").write_text("\n".join(tex(sheet) for sheet in tables), encoding="utf-8")
+    return found
 
 
 def show(results: Results, console: Console) -> None:
     """Print what the report says."""
-    report.show(sheets(results), console)
-    for text in summary(results):
-        console.print(Text(text))
+    pages.show(summary(results), sheets(results), console)
 
 
 def summary(results: Results) -> list[str]:
     """What was compared, and how it came out."""
     study, config = results.study, results.study.first
     train, data, file = config.train, config.data, study.study
-    budget = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epoch{'s' * (train.epochs != 1)}"
     seeds = f"{len(file.seeds)} seed{'s' * (len(file.seeds) > 1)}"
+    budget = f"Every training: {pages.budget(train.steps, train.epochs)} of {data.batch_size} rows"
     found = [
-        f"{study.task}, {study.metric} on {study.test}. Every training: {budget} of {data.batch_size} rows; {results.tried} "
-        f"trainings ({len(study.cells)} cells × their rates × {seeds}) were compared on {study.validation}, where rate (by the "
-        f"mean over seeds) and best checkpoint were chosen; {study.test} was read once, after it. Experiment: {file.experiment}."
+        f"{study.task}, {study.metric} on {study.test}. {budget}; {results.tried} trainings ({len(study.cells)} cells × their "
+        f"rates × {seeds}) were compared on {study.validation}, where rate (by the mean over seeds) and best checkpoint were "
+        f"chosen; {study.test} was read once, after it. Experiment: {file.experiment}."
     ]
     for name, words in results.origins.items():
         told = "; ".join(f"{m}: {text}" if m else text for m, text in words.items())
@@ -133,7 +118,7 @@ def _against(results: Results, lines: Sequence[Line], where: str) -> Sheet:
     rows = [
         [
             line.cell.label,
-            difference(line.against),
+            pages.difference(line.against),
             "–" if math.isnan(line.p) else f"{line.p:.2g}",
             _number(line.against.effect, 1),
             WORDS.get(line.verdict, line.verdict) + needed(line),
@@ -158,11 +143,6 @@ def needed(line: Line) -> str:
     if math.isinf(what.needed):
         return " (too few test rows for it)"
     return f" ({what.needed:.0f} seeds would be needed)" if what.needed > what.seeds else ""
-
-
-def difference(what: Difference) -> str:
-    """With its interval."""
-    return f"{what.mean:+.3f}" + ("" if math.isnan(what.low) else f" ({what.low:+.3f} to {what.high:+.3f})")
 
 
 def _subsets(lines: Sequence[Line], where: str) -> Sheet:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmkt import report
-from mmkt.checkpoint import read_json, settle
+from mmkt.checkpoint import settle
 from mmkt.ensemble import averaged
 from mmkt.parts import ConfigError
 from mmkt.ranks import Friedman, friedman, nemenyi, win_rates
@@ -20,7 +20,8 @@ from mmkt.statistics import Difference, difference, holm
 from mmkt.stored import load
 from mmkt.studies.ablation import Ablation
 from mmkt.studies.ablation_cells import Cell, Key, Task
-from mmkt.studies.costs import Cost
+from mmkt.studies.costs import Cost, noted
+from mmkt.studies.encoders import origin
 from mmkt.types import Predictions
 
 
@@ -74,16 +75,12 @@ class Results(NamedTuple):
 def gather(study: Ablation) -> Results:
     """Read every cell whose seeds have ended on test."""
     finals = {cell: keys for cell in study.cells if (keys := study.finals(cell)) and all(map(study.tested, keys))}
-    note = Path(study.study.run) / "costs.json"
-    costs = {name: Cost(**cost) for name, cost in read_json(note).items()} if note.is_file() else {}
+    costs = noted(Path(study.study.run))
     lines = {task: found for task in study.tasks if (found := _lines(study, task, finals, costs))}
     every = [key for cell in study.cells for key in study.sweep(cell)]
     failed = [key for key in every if (study.folder(key) / "failed.json").is_file()]
     unfinished = [cell for cell in study.cells if cell not in finals]
-    origins = {}
-    for data in study.study.data or {"": []}:
-        file = Path(study.study.run) / "encoders" / (data or "experiment") / "origin.json"
-        origins[data] = read_json(file) if file.is_file() else {}
+    origins = {data: origin(study.study, data) for data in study.study.data or {"": []}}
     return Results(study, lines, _ranks(study, lines), origins, sum(map(study.ended, every)), failed, unfinished)
 
 

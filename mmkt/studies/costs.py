@@ -5,22 +5,22 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmkt import launch
+from mmkt.checkpoint import read_json
 from mmkt.experiment import Experiment
-from mmkt.resting import rest
-from mmkt.train import steps_of
 from mmkt.workshop import Workshop
 
 ROUNDS, STEPS = 3, 20
+NOTE = "costs.json"
 
 
 class Cost(NamedTuple):
@@ -35,8 +35,8 @@ class Cost(NamedTuple):
 
 def measure(configs: Mapping[Hashable, Experiment], workshop: Workshop) -> dict[Any, Cost]:
     """Every training's cost; their steps are timed in turns, so that what else the machine does meets all alike."""
-    trials = {name: _Trial(config, workshop) for name, config in configs.items()}
     threads = torch.get_num_threads()
+    trials = {name: _Trial(config, workshop) for name, config in configs.items()}
     torch.set_num_threads(1)
     times: dict[Hashable, list[float]] = {name: [] for name in trials}
     try:
@@ -48,14 +48,16 @@ def measure(configs: Mapping[Hashable, Experiment], workshop: Workshop) -> dict[
     return {name: trial.cost(statistics.median(times[name])) for name, trial in trials.items()}
 
 
+def noted(run: Path) -> dict[str, Cost]:
+    """By cell, what was measured of a study before."""
+    return {name: Cost(**cost) for name, cost in read_json(run / NOTE).items()} if (run / NOTE).is_file() else {}
+
+
 class _Trial:
     """A training that takes steps on one batch and keeps nothing."""
 
     def __init__(self, config: Experiment, workshop: Workshop):
-        accelerator = Accelerator(mixed_precision=config.train.precision)
-        setup = launch.build(config, workshop)
-        plan = setup.parts.build("transfer", config.transfer).phases(setup.learner, steps_of(config.train, setup.feed))
-        rest(setup.learner, setup.feed, plan, launch.used(setup.feed, config), accelerator, workshop)
+        setup, plan, accelerator = launch.built_to_rest(config, workshop)
         self.learner = setup.learner.to(accelerator.device)
         self.trains: list[nn.Parameter] = list(self.learner.begin(plan[-1]).values())
         views = sorted({view for _, objective in self.learner.parts() for view in objective.needs})

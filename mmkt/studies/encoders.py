@@ -19,10 +19,18 @@ from mmkt.studies.runs import Training, figure
 from mmkt.study import Ablation as File
 from mmkt.train import steps_of
 
+ORIGIN = "origin.json"
+
 
 def encoders_of(study: File, data: str) -> Path:
     """The folder of a data set's encoders, which ``model.start`` takes them from."""
     return Path(study.run) / "encoders" / (data or "experiment")
+
+
+def origin(study: File, data: str) -> dict[str, str]:
+    """Where a data set's encoders came from, by modality a sentence; nothing before they are made."""
+    file = encoders_of(study, data) / ORIGIN
+    return checkpoint.read_json(file) if file.is_file() else {}
 
 
 def prepare(study: File, data: str, run: Callable[[Sequence[tuple[Any, Training]]], None]) -> dict[str, str]:
@@ -37,8 +45,8 @@ def prepare(study: File, data: str, run: Callable[[Sequence[tuple[Any, Training]
         What is known of them, for the report: by modality a sentence.
     """
     folder = encoders_of(study, data)
-    if (folder / "origin.json").is_file():
-        return checkpoint.read_json(folder / "origin.json")
+    if known := origin(study, data):
+        return known
     tensors: dict[str, Tensor] = {}
     vocabularies: Mapping[str, Any] = {}
     words = {"": "trained in every run"}
@@ -57,7 +65,7 @@ def prepare(study: File, data: str, run: Callable[[Sequence[tuple[Any, Training]
         if tensors:
             checkpoint.write_tensors(new / "model.safetensors", tensors)
             checkpoint.write_json(new / "vocabularies.json", dict(vocabularies))
-        checkpoint.write_json(new / "origin.json", words)
+        checkpoint.write_json(new / ORIGIN, words)
     return words
 
 

@@ -56,11 +56,6 @@ class Training(NamedTuple):
         evaluate = config.evaluate.model_copy(update={"split": split})
         return config.model_copy(update={"evaluate": evaluate, "threads": config.threads or threads})
 
-    @property
-    def test_split(self) -> str:
-        """What it is evaluated on at last."""
-        return read(Experiment, self.experiment, self.settings).data.test
-
 
 def carry_out(training: Training, threads: int | None = None) -> None:
     """Train to the end, evaluate, note the cost; nothing where that was done before.
@@ -73,16 +68,14 @@ def carry_out(training: Training, threads: int | None = None) -> None:
         CheckpointError: the folder holds a run of other settings.
         Stopped: by SIGTERM or Ctrl-C; the state to resume from is saved.
     """
-    config, test = training.config(threads), training.test_split
-    run, split = Path(config.run), config.evaluate.split
-    state = stage(run, split)
-    if state != "new" and (problem := changed(run, config)):
+    config = training.config(threads)
+    run, test = Path(config.run), config.data.test
+    state, problem = stands(config)
+    if problem:
         raise CheckpointError(problem)
     if (run / "failed.json").is_file():
         return
     if state != "ended":
-        if state == "begun":
-            shutil.rmtree(run)  # killed before its first saved step: there is nothing to continue
         _reset_peak()
         try:
             launch.train(config, resume=state == "saved", workshop=WORKSHOP)
@@ -101,6 +94,24 @@ def carry_out(training: Training, threads: int | None = None) -> None:
             launch.evaluate_best(config, test, WORKSHOP, subsets=training.subsets)
 
 
+def stands(config: Experiment) -> tuple[str, str | None]:
+    """Where a study's run stands (see ``run.stage``), and what keeps it from being continued; one without a save is cleared."""
+    run = Path(config.run)
+    if (run / "failed.json").is_file():
+        return "ended", changed(run, config)
+    state = stage(run, config.evaluate.split)
+    problem = changed(run, config) if state != "new" else None
+    if state == "begun" and not problem:
+        shutil.rmtree(run)  # killed before its first saved step: there is nothing to continue
+    return state, problem
+
+
+def forget_state(run: Path) -> None:
+    """Remove the optimiser's state of a run that has ended: only resuming reads it."""
+    for file in settle(run / "last").glob("*.safetensors"):
+        file.unlink()
+
+
 def _note_cost(run: Path) -> None:
     """What trained and how much memory it took; then the optimiser's state, which only resuming reads, goes."""
     last = settle(run / "last")
@@ -111,8 +122,7 @@ def _note_cost(run: Path) -> None:
             names[file.stem] = sum(_size(tensors.get_slice(key).get_shape()) for key in keys)
     cost = {"trained": names["optimizer"], "numbers": names["model"], "peak memory": _peak()}
     write_json(run / "cost.json", cost)
-    for file in last.glob("*.safetensors"):
-        file.unlink()
+    forget_state(run)
 
 
 def _size(shape: Sequence[int]) -> int:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.text import Text
 
-from mmkt import page, report
-from mmkt.checkpoint import settle, write_json
+from mmkt import report
+from mmkt.checkpoint import settle
 from mmkt.config import written
 from mmkt.report import Sheet
 from mmkt.search_file import Range
+from mmkt.studies import pages
 from mmkt.studies.search import HyperSearch
 from mmkt.studies.search_plots import search_plots
 from mmkt.studies.search_trial import Ended, ranked
@@ -49,26 +49,15 @@ def gather(study: HyperSearch) -> Results:
 
 def write(results: Results) -> Path:
     """``report.md``, ``report.html`` and ``results.json`` in the search's folder; returns the page's path."""
-    folder = results.study.folder
-    title, words, tables = f"Search: {folder.name}", summary(results), sheets(results)
-    lines = [f"# {title}", "", *(f"{text}\n" for text in words)]
-    body = [page.paragraph(text) for text in words]
-    for sheet in tables:
-        lines += [f"## {sheet.title}", "", *report.markdown(sheet), ""]
-        body.append(page.table(sheet))
-    plots = search_plots(results.study.space, results.trials, results.importance, value_of(results.study), results.study.higher)
-    body += [page.figure(caption, figure) for caption, figure in plots.items()]
-    (folder / "report.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(page.whole(title, body), encoding="utf-8")
-    write_json(folder / "results.json", as_json(results))
-    return folder / "report.html"
+    study = results.study
+    figures = search_plots(study.space, results.trials, results.importance, value_of(study), study.higher)
+    title = f"Search: {study.folder.name}"
+    return pages.write(study.folder, title, summary(results), sheets(results), figures, as_json(results))
 
 
 def show(results: Results, console: Console) -> None:
     """Print what the report says."""
-    report.show(sheets(results), console)
-    for text in summary(results):
-        console.print(Text(text))
+    pages.show(summary(results), sheets(results), console)
 
 
 def value_of(study: HyperSearch) -> str:

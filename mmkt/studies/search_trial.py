@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,12 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from mmkt import distributed, launch
-from mmkt.checkpoint import CheckpointError, settle
+from mmkt.checkpoint import CheckpointError
 from mmkt.experiment import Experiment
 from mmkt.parts import ConfigError
-from mmkt.run import changed, stage
 from mmkt.stop import Stop, Stopped
-from mmkt.studies.runs import figure
+from mmkt.studies.runs import figure, forget_state, stands
 from mmkt.telemetry import TrainingError
 
 if TYPE_CHECKING:
@@ -86,7 +84,7 @@ def carry_out(config: Experiment, metric: str, judge: Judge, trained: bool) -> O
     """
     run, split = Path(config.run), config.evaluate.split
     first = distributed.rank() == 0
-    state, problem = distributed.from_first(_stands(run, config) if first else None)
+    state, problem = distributed.from_first(stands(config) if first else None)
     if problem:
         raise CheckpointError(problem)
     outcome = Outcome("complete")
@@ -100,15 +98,6 @@ def carry_out(config: Experiment, metric: str, judge: Judge, trained: bool) -> O
         words = outcome.why or f"another process of this search is gone ({error}): type the same command again"
         raise TrainingError(words) from None  # the trial has not failed, it was cut off
     return distributed.from_first(_ended(run, split, metric, outcome) if first else None)
-
-
-def _stands(run: Path, config: Experiment) -> tuple[str, str | None]:
-    """Where a trial stands, and what keeps it from being continued (rank 0)."""
-    state = stage(run, config.evaluate.split)
-    problem = changed(run, config) if state != "new" else None
-    if state == "begun" and not problem:
-        shutil.rmtree(run)  # killed before its first saved step: there is nothing to continue
-    return state, problem
 
 
 def _train(config: Experiment, resume: bool, judge: Judge, trained: bool) -> Outcome:
@@ -139,6 +128,5 @@ def _ended(run: Path, split: str, metric: str, outcome: Outcome) -> Outcome:
         value = figure(run, split, task, name)
         why = "" if math.isfinite(value) else f"{metric} is not a number on {split}"
         outcome = Outcome("failed" if why else "complete", value, why)
-    for file in settle(run / "last").glob("*.safetensors"):
-        file.unlink()
+    forget_state(run)
     return outcome

@@ -3,57 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
-from mmkt import page, report
-from mmkt.checkpoint import settle, write_json
 from mmkt.report import Sheet
-from mmkt.statistics import LEVEL, Difference
+from mmkt.statistics import LEVEL
+from mmkt.studies import pages
 from mmkt.studies.plots import transfer_plots
 from mmkt.studies.transfer_results import Gain, Results
 
 
 def write(results: Results) -> Path:
     """``report.md``, ``report.html``, ``results.json`` and ``metrics.jsonl`` in the study's folder; returns the page's path."""
-    study = results.transfer.study
-    folder = Path(study.run)
-    title, words, pages = f"Transfer study: {folder.name}", summary(results), sheets(results)
-    lines = [f"# {title}", "", *[f"{text}\n" for text in words]]
-    body = [page.paragraph(text) for text in words]
-    for sheet in pages:
-        lines += [f"## {sheet.title}", "", *report.markdown(sheet), ""]
-        body.append(page.table(sheet))
-    body += [page.figure(caption, figure) for caption, figure in transfer_plots(results).items()]
-    (folder / "report.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(page.whole(title, body), encoding="utf-8")
-    write_json(folder / "results.json", as_json(results))
-    (folder / "metrics.jsonl").unlink(missing_ok=True)
-    report.append(_rows(results), folder / "metrics.jsonl")
-    return folder / "report.html"
+    transfer, folder = results.transfer, Path(results.transfer.study.run)
+    title, figures = f"Transfer study: {folder.name}", transfer_plots(results)
+    found = pages.write(folder, title, summary(results), sheets(results), figures, as_json(results))
+    runs = (transfer.folder(key) for line in results.lines for key in transfer.finals(line.cell))
+    pages.gather_rows(runs, transfer.config.data.test, folder)
+    return found
 
 
 def show(results: Results, console: Console) -> None:
     """Print what the report says."""
-    report.show(sheets(results), console)
-    for text in summary(results):
-        console.print(Text(text))
+    pages.show(summary(results), sheets(results), console)
 
 
 def summary(results: Results) -> list[str]:
     """What was compared, and one sentence a verdict."""
     transfer, study = results.transfer, results.transfer.study
     train, data = transfer.config.train, transfer.config.data
-    budget = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
     chosen = f"learning rate and best checkpoint chosen on {data.validation}, {data.test} read once"
-    found = [
-        f"{transfer.task}, {transfer.metric} on {data.test}. Every training: {budget} of {data.batch_size} rows; {chosen}. "
-        f"Experiment: {study.experiment}."
-    ]
+    budget = f"Every training: {pages.budget(train.steps, train.epochs)} of {data.batch_size} rows"
+    found = [f"{transfer.task}, {transfer.metric} on {data.test}. {budget}; {chosen}. Experiment: {study.experiment}."]
     found += [_sentence(results, gain) for gain in results.gains]
     if results.unfinished:
         found.append("Not finished: " + "; ".join(str(cell) for cell in results.unfinished) + ".")
@@ -62,7 +46,7 @@ def summary(results: Results) -> list[str]:
 
 def _sentence(results: Results, gain: Gain) -> str:
     study, what = results.transfer.study, gain.swept
-    pair = f"{gain}: {study.pretrained} against {study.baseline}, each with its own rate, {_difference(what)}"
+    pair = f"{gain}: {study.pretrained} against {study.baseline}, each with its own rate, {pages.difference(what)}"
     verdict = {
         "gain": "a gain",
         "loss": "a loss",
@@ -72,8 +56,8 @@ def _sentence(results: Results, gain: Gain) -> str:
     text = f"{pair}: {verdict}."
     if gain.fixed is not None and gain.change is not None:
         text += (
-            f" With {study.lr:g} for both {_difference(gain.fixed)}; leaving the sweep out changes the gain by "
-            f"{_difference(gain.change)}. That the gap is larger without a sweep: {gain.hypothesis}."
+            f" With {study.lr:g} for both {pages.difference(gain.fixed)}; leaving the sweep out changes the gain by "
+            f"{pages.difference(gain.change)}. That the gap is larger without a sweep: {gain.hypothesis}."
         )
     return text
 
@@ -137,7 +121,7 @@ def _steps(reached: Sequence[int | None]) -> str:
 def _gains(results: Results) -> Sheet:
     study = results.transfer.study
     rows = [
-        [str(gain), _difference(gain.swept), "–" if math.isnan(gain.p) else f"{gain.p:.3g}", gain.verdict]
+        [str(gain), pages.difference(gain.swept), "–" if math.isnan(gain.p) else f"{gain.p:.3g}", gain.verdict]
         for gain in results.gains
     ]
     notes = [
@@ -149,18 +133,13 @@ def _gains(results: Results) -> Sheet:
 
 def _unswept(results: Results) -> Sheet:
     rows = [
-        [str(gain), _difference(gain.fixed), _difference(gain.change), gain.hypothesis or "–"]
+        [str(gain), pages.difference(gain.fixed), pages.difference(gain.change), gain.hypothesis or "–"]
         for gain in results.gains
         if gain.fixed is not None and gain.change is not None
     ]
     headings = ["method", "gain", "more than with own rates", "hypothesis"]
     notes = ["Hypothesis: a gap is larger without a sweep (Rothermel et al., 2021)."]
     return Sheet(f"With {results.transfer.study.lr or 0:g} for both", headings, rows, notes)
-
-
-def _difference(what: Difference) -> str:
-    sign = f"{what.mean:+.3f}"
-    return sign if math.isnan(what.low) else f"{sign} ({what.low:+.3f} to {what.high:+.3f})"
 
 
 def _costs(results: Results) -> Sheet:
@@ -184,25 +163,5 @@ def _costs(results: Results) -> Sheet:
 
 def as_json(results: Results) -> dict[str, Any]:
     """Plain data; what is not a finite number is null."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, float):
-            return value if math.isfinite(value) else None
-        if hasattr(value, "_asdict"):
-            return clean(value._asdict())
-        if isinstance(value, dict):
-            return {str(key): clean(x) for key, x in value.items()}
-        return [clean(x) for x in value] if isinstance(value, (list, tuple)) else value
-
-    gains = [clean(gain) | {"verdict": gain.verdict, "hypothesis": gain.hypothesis} for gain in results.gains]
-    return {"cells": [clean(line) for line in results.lines], "gains": gains, "unfinished": clean(list(results.unfinished))}
-
-
-def _rows(results: Results) -> Iterator[Any]:
-    """Every figure of every chosen run, as ``mmkt train`` writes them, with the study's name."""
-    transfer = results.transfer
-    for line in results.lines:
-        for key in transfer.finals(line.cell):
-            folder = settle(transfer.folder(key) / "best") / f"evaluation-{transfer.config.data.test}"
-            for row in report.read(folder / "metrics.jsonl"):
-                yield row._replace(run=transfer.folder(key).name, study=Path(transfer.study.run).name)
+    gains = [pages.plain(gain) | {"verdict": gain.verdict, "hypothesis": gain.hypothesis} for gain in results.gains]
+    return {"cells": pages.plain(results.lines), "gains": gains, "unfinished": pages.plain(results.unfinished)}
