@@ -179,8 +179,10 @@ class Feed:
         )
         self._asked_for(np.concatenate([stream.rows for stream in sampler.streams]))
         if self._all_held() and not self.data.dropout:
-            return map(self._looked_up, sampler)
-        return self._noted(self._loader(self._rows(True, views), sampler, pin))
+            found = map(self._looked_up, sampler)
+        else:
+            found = self._noted(self._loader(self._rows(True, views), sampler, pin))
+        return map(Batch.pinned, found) if pin and self.features else found  # features come in after the loader has pinned
 
     def evaluation(self, rows: np.ndarray, changes: Mapping[str, Mapping[str, Change]] = MappingProxyType({})) -> Iterator[Batch]:
         """This rank's share of some rows, each once over all ranks, in equally many batches if there are rows for every rank.

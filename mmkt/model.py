@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmkt import checkpoint, distributed
 from mmkt.config import dump, revive
@@ -106,6 +106,12 @@ class Model(nn.Module):
     def forward(self, batch: Batch) -> Outputs:
         """A batch's outputs."""
         return self.fuse(self.encode(batch))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model:
+        """Move or cast all that is here, the blank rows too: copied in every step, the host would wait for the device."""
+        super()._apply(fn, recurse)
+        self._blank = {m: {name: fn(x) for name, x in blank.items()} for m, blank in self._blank.items()}
+        return self
 
     def train(self, mode: bool = True) -> Model:
         """As usual, but a module whose parameters are all frozen stays in eval(): its statistics and dropout rest."""

@@ -76,7 +76,7 @@ class SharedSpace(nn.Module):
         if not whole:
             return Encoded.of(self._pooled(m, parts, e), present)
         first = torch.zeros_like(parts.mask)
-        first[:, 0] = True
+        first[:, 0].fill_(True)
         mask = torch.where(present[:, None], parts.mask, first)
         real = parts.mask & present[:, None]
         tokens = self.drop(self.project[m](zero_masked(parts.tokens, real)))

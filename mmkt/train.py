@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from mmkt import checkpoint, distributed, optim, resume
+from mmkt.copies import on_device
 from mmkt.experiment import Train
 from mmkt.feed import Feed
 from mmkt.learner import Learner
@@ -198,10 +199,11 @@ class _Loop:
         first = sum(p.steps for p in self.plan[: self.at.phase])
         views = sorted({view for _, objective in self.learner.parts() for view in objective.needs})
         span = [(first + step) * self.train.accumulate for step in (start, stop)]
-        return self.feed.training(span[0], span[1], views, phase.streams, pin=self.accelerator.device.type == "cuda")
+        device = self.accelerator.device
+        return on_device(self.feed.training(span[0], span[1], views, phase.streams, pin=device.type == "cuda"), device)
 
     def _refuse_unreached(self, phase: Phase) -> None:
-        batch = next(self._batches(phase, self.at.step, min(self.at.step + 1, phase.steps))).to(self.accelerator.device)
+        batch = next(self._batches(phase, self.at.step, min(self.at.step + 1, phase.steps)))
         try:
             missed = self.learner.unreached(batch)
         except ValueError as error:

@@ -74,11 +74,17 @@ class Batch(NamedTuple):
     group: Tensor  # (B,) long: −1 where unnamed
     stream: Tensor  # (B,) long: which of data.streams the row was drawn for
 
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        """The same batch on another device."""
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device. Going to an accelerator nothing waits for the copy; see ``pinned``."""
         if self.row.device == torch.device(device):
             return self
-        return pytree.tree_map(lambda x: x.to(device, non_blocking=non_blocking) if isinstance(x, Tensor) else x, self)
+        # towards the CPU it has to wait: whoever reads there would not know that the numbers are still on their way
+        free = torch.device(device).type != "cpu"
+        return pytree.tree_map(lambda x: x.to(device, non_blocking=free) if isinstance(x, Tensor) else x, self)
+
+    def pinned(self) -> Batch:
+        """The same batch in memory that a GPU copies from by itself; what lies there already stays where it is."""
+        return pytree.tree_map(lambda x: x.pin_memory() if isinstance(x, Tensor) else x, self)
 
     @property
     def size(self) -> int:

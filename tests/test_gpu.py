@@ -13,12 +13,14 @@ import pytest
 import torch
 from conftest import experiment, rows_of_three, settings, write
 
-from mmkt import checkpoint, launch, report, retrieval, subsets
+from mmkt import checkpoint, launch, report, retrieval, subsets, train
+from mmkt.copies import on_device
 from mmkt.evaluate import evaluate, feed_of
 from mmkt.model import Model
 from mmkt.parts import Parts
 from mmkt.predictions import predict, predict_subsets
 from mmkt.score import About
+from mmkt.types import Batch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
 HOME = Path(__file__).parent.parent
@@ -104,3 +106,45 @@ def test_sharding_on_one_device(tmp_path, tiny_bert):
     sharded = {(r.metric, r.group): r.value for r in report.read(tmp_path / "run/best/evaluation-test/metrics.jsonl")}
     found, _ = evaluate(str(tmp_path / "run/best"), ["evaluate.subsets=false"], out=str(tmp_path / "out"))
     assert {(r.metric, r.group): r.value for r in found.rows} == pytest.approx(sharded, abs=1e-3, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["train.precision=bf16", "train.accumulate=2"],
+        ["model.fusion=mopoe", "train.clip=null"],
+        ["model.fusion=dynamic_gate"],
+    ],
+)
+def test_no_step_makes_the_host_wait(tmp_path, tiny_bert, monkeypatch, more):
+    """The device itself objects; the first step, in which libraries set themselves up, is let pass."""
+    data = settings(write(rows_of_three(120), tmp_path / "rows.parquet"), tiny_bert, tmp_path / "run")
+    data["data"]["validation"] = None
+    step, done = train._Loop.step, []
+
+    def strict(*arguments):
+        torch.cuda.set_sync_debug_mode("error" if done else "default")
+        try:
+            step(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        done.append(None)
+
+    monkeypatch.setattr(train._Loop, "step", strict)
+    launch.train(experiment(data, "train.steps=6", "data.dropout={text: 0.3, audio: 0.6}", "train.log_every=6", *more))
+    assert len(done) == 6
+
+
+def test_batches_copied_ahead_are_the_same_batches():
+    """Through slow steps and freed memory: a copy that were handed out too early, or overwritten, would differ."""
+    x = torch.arange(8)
+    batches = [Batch({"m": {"x": torch.full((512, 512), float(k))}}, {"m": x > 3}, {}, {}, {}, x + k, x, x, x) for k in range(20)]
+    heavy = torch.randn(2048, 2048, device="cuda")
+    for k, batch in enumerate(on_device(iter([batch.pinned() for batch in batches]), torch.device("cuda"))):
+        heavy = torch.tanh(heavy @ heavy)
+        sums = batch.inputs["m"]["x"].mean(), batch.row - k
+        del batch
+        torch.full((512, 512), -1.0, device="cuda")
+        assert float(sums[0]) == k
+        assert torch.equal(sums[1].cpu(), x)

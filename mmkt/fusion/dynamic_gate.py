@@ -55,7 +55,7 @@ class DynamicGate(Fusion):
                 near = nearest(name, modalities)
                 raise ValueError(f"costs names no modality {name!r}{near}; allowed: {', '.join(modalities)}")
         self.temperature, places = temperature, range(len(modalities))
-        subsets = [list(s) for n in range(1, len(modalities) + 1) for s in combinations(places, n)]
+        self.subsets = subsets = [list(s) for n in range(1, len(modalities) + 1) for s in combinations(places, n)]
         one = [(costs or {}).get(m, 1.0) for m in modalities]
         self.register_buffer("options", torch.tensor([[k in s for k in places] for s in subsets]), persistent=False)
         self.register_buffer("costs", torch.tensor([sum(one[k] for k in s) for s in subsets]), persistent=False)
@@ -74,7 +74,8 @@ class DynamicGate(Fusion):
         else:
             g = F.one_hot(scores.argmax(1), scores.shape[1]).to(scores.dtype)
             g = g + scores.softmax(1) - scores.softmax(1).detach()  # straight-through here too, for gradients in evaluation
-        each = torch.stack([expert(x[:, on].flatten(1)) for expert, on in zip(self.experts, self.options)], 1)
+        # by number: picked by a mask on the device, the host would wait for how many there are
+        each = torch.stack([expert(torch.cat([x[:, k] for k in s], 1)) for expert, s in zip(self.experts, self.subsets)], 1)
         y = unless_nothing(torch.einsum("bk,bkd->bd", g, each.to(g.dtype)), present, self.nothing)
         cost = (g * self.costs).sum(1) * present.any(1)
         return Fused(Encoded.of(y), {}, {"cost": cost.mean()}, {"choice": g, "cost": cost})

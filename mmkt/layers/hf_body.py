@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging
 
+from mmkt.layers import unread_mask
 from mmkt.layers.hf_tower import TYPES, Tower
 from mmkt.layers.redraw import redraw
 from mmkt.pretrained import resolve, unreachable
@@ -54,14 +55,14 @@ def load(
             if hasattr(config, key):
                 setattr(config, key, value)
         if assets or weights == "random":
-            return read, take(AutoModel.from_config(config))
+            return read, take(unread_mask.use(AutoModel.from_config(config)))
         whole, report = AutoModel.from_pretrained(
             source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError) as error:
         raise unreachable(name, error) from error
     drawn = {id(p) for key, p in whole.named_parameters() if key in report["missing_keys"]}
-    body = take(whole)
+    body = take(unread_mask.use(whole))
     lacking = [key for key, p in body.named_parameters() if id(p) in drawn]
     if lacking:
         raise ValueError(

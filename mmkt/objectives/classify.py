@@ -38,6 +38,7 @@ class Classify(Objective):
         """Remember the settings; ``focal`` is γ."""
         super().__init__()
         self.task, self.class_weights, self.label_smoothing, self.focal = task, class_weights, label_smoothing, focal
+        self.counts: Tensor | None = None  # of the classes, on the device
 
     def forward(self, model: Model, batch: Batch, outputs: Outputs) -> Tensor:
         """Sum over the labelled rows, ()."""
@@ -46,7 +47,9 @@ class Classify(Objective):
         if self.focal:
             loss = loss * (1 - logits.softmax(1).gather(1, y[:, None])[:, 0]) ** self.focal
         if self.class_weights == "balanced":
-            counts = torch.tensor(model.heads[self.task].vocabulary["counts"], device=logits.device)
+            if self.counts is None or self.counts.device != logits.device:  # kept: each such copy makes the host wait
+                self.counts = torch.tensor(model.heads[self.task].vocabulary["counts"], device=logits.device)
+            counts = self.counts
             loss = loss * (counts.sum() / (len(counts) * counts))[y]
         return loss.masked_fill(~batch.labelled[self.task], 0.0).sum()
 

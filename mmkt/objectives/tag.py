@@ -38,6 +38,7 @@ class Tag(Objective):
         """Remember the settings."""
         super().__init__()
         self.task, self.class_weights, self.label_smoothing, self.focal = task, class_weights, label_smoothing, focal
+        self.counts: Tensor | None = None  # of the classes, on the device
 
     def forward(self, model: Model, batch: Batch, outputs: Outputs) -> Tensor:
         """Sum over the labelled rows, ()."""
@@ -45,8 +46,9 @@ class Tag(Objective):
         positive = None
         if self.class_weights == "balanced":
             vocabulary = model.heads[self.task].vocabulary
-            counts = torch.tensor(vocabulary["counts"], device=logits.device)
-            positive = (vocabulary["rows"] - counts).clamp(min=1) / counts
+            if self.counts is None or self.counts.device != logits.device:  # kept: each such copy makes the host wait
+                self.counts = torch.tensor(vocabulary["counts"], device=logits.device)
+            positive = (vocabulary["rows"] - self.counts).clamp(min=1) / self.counts
         smooth = y * (1 - self.label_smoothing) + self.label_smoothing / 2
         loss = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none", pos_weight=positive)
         if self.focal:
