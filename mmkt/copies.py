@@ -29,7 +29,9 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
         here = torch.cuda.current_stream(device)
         here.wait_event(copied)
         # its memory is given back only when the step's stream is done with it
-        pytree.tree_map(lambda x: x.record_stream(here) if isinstance(x, Tensor) else None, batch)
+        for x in pytree.tree_leaves(batch):
+            if isinstance(x, Tensor):
+                x.record_stream(here)
         yield batch
 
 

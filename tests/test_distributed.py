@@ -65,6 +65,11 @@ def measured(plain: dict, tmp_path: Path) -> dict:
     return plain
 
 
+NAMES = ("plain", "accumulated", "unlabelled", "deaf_rank", "measured", "dropped")
+# of those that four processes can share evenly, the two in which their rows differ most
+FOUR = ("unlabelled", "dropped")
+
+
 def losses(folder: Path) -> list[float]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
@@ -75,17 +80,24 @@ def curves(tmp_path_factory, tiny_manifest, tiny_bert) -> Path:
     folder = tmp_path_factory.mktemp("curves")
     for name, data in variants(folder, tiny_manifest, tiny_bert).items():
         (folder / f"{name}.json").write_text(json.dumps(data))
-    for world in (1, 2):
-        together(world, worker.curves, folder, world, said=folder)
+    for world, names in ((1, NAMES), (2, NAMES), (4, FOUR)):
+        together(world, worker.curves, folder, world, names, said=folder)
     return folder
 
 
-@pytest.mark.parametrize("name", ["plain", "accumulated", "unlabelled", "deaf_rank", "measured", "dropped"])
+@pytest.mark.parametrize("name", NAMES)
 def test_two_processes_give_the_curve_of_one(curves, name):
     one, two = losses(curves / f"{name}-1"), losses(curves / f"{name}-2")
     assert len(one) == len(two) == 50
     assert np.mean(one[-5:]) < np.mean(one[:5]) - 0.05  # it learns
     np.testing.assert_allclose(two, one, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_four_processes_give_the_curve_of_one(curves, name):
+    one, four = losses(curves / f"{name}-1"), losses(curves / f"{name}-4")
+    assert len(one) == len(four) == 50
+    np.testing.assert_allclose(four, one, atol=1e-5, rtol=0)
 
 
 def test_variants_differ(curves):

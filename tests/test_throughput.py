@@ -14,8 +14,8 @@ from conftest import experiment, rows_of_three, write
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmkt import launch, train
-from mmkt.layers import unread_mask
 from mmkt.copies import on_device
+from mmkt.layers import unread_mask
 from mmkt.layers.gaussian import pick
 from mmkt.run import Run
 from mmkt.types import Batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,9 +26,9 @@ from mmkt.train import fit
 from mmkt.types import Phase, Transfer
 
 
-def curves(folder: Path, world: int) -> None:
-    """Train every experiment of the folder; the log of each is left in its run."""
-    for file in sorted(folder.glob("*.json")):
+def curves(folder: Path, world: int, names: Sequence[str]) -> None:
+    """Train experiments of the folder; the log of each is left in its run."""
+    for file in (folder / f"{name}.json" for name in names):
         config = check(Experiment, json.loads(file.read_text()), Parts())
         config = config.model_copy(update={"run": str(folder / f"{file.stem}-{world}")})
         setup = launch.build(config)

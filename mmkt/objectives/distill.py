@@ -116,7 +116,7 @@ class Distill(Objective):
 
     def count(self, batch: Batch) -> Tensor:
         """All rows."""
-        return torch.tensor(batch.size, device=batch.row.device)
+        return torch.full((), batch.size, device=batch.row.device)
 
 
 def _distances_and_angles(x: Tensor, every: Tensor) -> tuple[Tensor, Tensor]:
