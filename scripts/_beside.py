@@ -1,0 +1,116 @@
+"""Two runners of the same training side by side: each in a process of its own, in turns, the ratio taken within a pair."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+WARM = 3  # steps before the clock starts
+
+
+class Clock:
+    """Told after every step; the first ``WARM`` are not counted."""
+
+    def __init__(self) -> None:
+        self.marks: list[float] = []
+
+    def tick(self) -> None:
+        """A step is over."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.marks.append(time.perf_counter())
+
+    def seconds(self) -> float:
+        """The median step."""
+        steps = [after - before for before, after in zip(self.marks[WARM:], self.marks[WARM + 1 :])]
+        return statistics.median(steps)
+
+
+def say(clock: Clock, rows: int, losses: Sequence[float]) -> None:
+    """Print what one side found, as the last line of its output.
+
+    Args:
+        clock: its steps.
+        rows: of a step.
+        losses: of every step.
+    """
+    seconds = clock.seconds()
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if torch.cuda.is_available()
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    print(json.dumps({"ms": 1e3 * seconds, "rows/s": rows / seconds, "GB": peak / 1e9, "losses": list(losses)}))
+
+
+def heard(command: Sequence[str]) -> dict[str, Any]:
+    """What one side says.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def compare(ours: Sequence[str], theirs: Sequence[str], name: str, pairs: int, hear: Callable[..., Any] = heard) -> None:
+    """Run both sides in turns and print a line a pair, then the medians and both loss curves.
+
+    Args:
+        ours: the command of mmkt's side.
+        theirs: that of the other.
+        name: of the other.
+        pairs: how many.
+        hear: runs a command.
+    """
+    found: list[tuple[dict, dict]] = []
+    for k in range(pairs):
+        # who goes first changes, so that a machine that gets warm or busy favours neither
+        one, two = (hear(ours), hear(theirs)) if k % 2 == 0 else reversed((hear(theirs), hear(ours)))
+        found.append((one, two))
+        print(line(f"pair {k}", one, two, name), flush=True)
+    ratio = statistics.median(one["rows/s"] / two["rows/s"] for one, two in found)
+    memory = statistics.median(one["GB"] / two["GB"] for one, two in found)
+    print(f"mmkt over {name}: {ratio:.3f} times the rows a second, {memory:.3f} times the peak memory (medians of {pairs} pairs)")
+    one, two = (side["losses"] for side in found[-1])
+    for step in sorted({0, 1, len(one) // 4, len(one) // 2, 3 * len(one) // 4, len(one) - 1}):
+        print(f"loss at step {step}: mmkt {one[step]:.4f}, {name} {two[step]:.4f}")
+
+
+def line(what: str, one: dict, two: dict, name: str) -> str:
+    """Both sides of a pair."""
+    sides = [
+        f"{who} {x['ms']:.1f} ms a step, {x['rows/s']:.1f} rows/s, {x['GB']:.2f} GB" for who, x in (("mmkt", one), (name, two))
+    ]
+    return f"{what}: {'; '.join(sides)}; {one['rows/s'] / two['rows/s']:.3f} times the rows/s"
+
+
+def drop_nothing(module: torch.nn.Module) -> None:
+    """Set every dropout of a module to zero: the two sides would draw differently."""
+    for part in module.modules():
+        with suppress(AttributeError):
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
+
+
+def ticking(batches: Iterator[Any], clock: Clock) -> Iterator[Any]:
+    """The same batches; a step is over when the next one is asked for."""
+    for batch in batches:
+        yield batch
+        clock.tick()
+
+
+def python() -> str:
+    """This interpreter."""
+    return sys.executable
