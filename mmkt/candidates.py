@@ -200,7 +200,7 @@ class Candidate:
         encoder = self.text_side()
         if encoder.width != self.encoder.width:
             raise ValueError(f"vectors of {self.encoder.width} numbers here, of {encoder.width} on the text side")
-        processor, size, found = encoder.processor(), self.config.data.batch_size, []
+        processor, size, found = encoder.processor(), self.config.data.rows, []
         with torch.inference_mode():
             for start in range(0, len(texts), size):
                 inputs = processor.pad([processor(text) for text in texts[start : start + size]])

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mmkt.config import FORMAT, Section
-from mmkt.parts import PartOf
+from mmkt.parts import ConfigError, PartOf
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 Tracker = Literal["tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"]
@@ -70,8 +70,9 @@ class Data(Section):
     validation: str | None = "validation"
     """Null for none: then nothing is selected on, and the last step is the best."""
     test: str = "test"
-    batch_size: Count = 32
-    """Rows a batch over all processes, in training and in evaluation."""
+    batch_size: Count | Literal["auto"] = 32
+    """Rows a batch over all processes, in training and in evaluation; ``auto``: as many as the GPUs have memory for, to an
+    eighth, which ``mmkt train`` finds out and writes into the run's config."""
     streams: dict[Name, StreamOf] = {}
     """Quotas that a training batch is mixed from, instead of batch_size rows of the training split."""
     balance: str | None = None
@@ -95,6 +96,17 @@ class Data(Section):
     max_pixels: Count = 64_000_000
     max_seconds: Annotated[float, Field(gt=0)] = 60.0
     max_characters: Count = 100_000
+
+    @property
+    def rows(self) -> int:
+        """The batch size as a number.
+
+        Raises:
+            ConfigError: it has not been found yet.
+        """
+        if self.batch_size == "auto":
+            raise ConfigError([("data.batch_size", "auto is what mmkt train alone finds out: give a number here")])
+        return self.batch_size
 
 
 class Space(Section):

@@ -122,7 +122,7 @@ class Feed:
         """
         if not self.data.streams:
             rows = self.rows(self.data.train)
-            return [sampling.Stream("train", rows, self.data.batch_size, self._weights(rows))]
+            return [sampling.Stream("train", rows, self.data.rows, self._weights(rows))]
         unknown = [name for name in quotas or {} if name not in self.data.streams]
         if unknown:
             raise ConfigError([("transfer", f"there is no stream {unknown[0]!r}; allowed: {', '.join(self.data.streams)}")])
@@ -155,6 +155,10 @@ class Feed:
             raise ConfigError([("data.group_by_length", f"there is no modality {m!r}; allowed: {', '.join(self.modalities)}")])
         if self.processors[m].kind == "table":
             raise ConfigError([("data.group_by_length", f"{m!r} is a table: its rows have one length; name another, or null")])
+        return self.sizes(m)
+
+    def sizes(self, m: str) -> np.ndarray:
+        """How long each row of the manifest is in a modality that is no table, (rows,): characters, vectors, or bytes."""
         column = manifests.column_of(self.manifest, self.columns[m])
         if self.processors[m].kind == "text":
             sizes = (len(str(cell or "")) for cell in cells(column))
@@ -184,6 +188,15 @@ class Feed:
             found = self._noted(self._loader(self._rows(True, views), sampler, pin))
         return map(Batch.pinned, found) if pin and self.features else found  # features come in after the loader has pinned
 
+    def batch_of(self, rows: np.ndarray, views: Sequence[str] = ()) -> Batch:
+        """Some rows as one training batch, with all modalities that they have; it is not counted among what was cut."""
+        self._asked_for(rows)
+        draws = [Draw(row, 0, 0) for row in rows.tolist()]
+        if self._all_held():
+            return self._looked_up(draws)
+        source = self._rows(True, views, dropout={})
+        return self._with_features(self.collate([source[draw] for draw in draws]))
+
     def evaluation(self, rows: np.ndarray, changes: Mapping[str, Mapping[str, Change]] = MappingProxyType({})) -> Iterator[Batch]:
         """This rank's share of some rows, each once over all ranks, in equally many batches if there are rows for every rank.
 
@@ -193,7 +206,7 @@ class Feed:
         """
         rank, world = distributed.rank(), distributed.world_size()
         smallest = 1 if world == 1 else 2  # of two rows or more: batches of one can't be equally many
-        batches = sampling.evaluation(rows, max(smallest, self.data.batch_size // world), rank, world)
+        batches = sampling.evaluation(rows, max(smallest, self.data.rows // world), rank, world)
         self._asked_for(rows)
         if self._all_held() and not changes:
             return map(self._looked_up, batches)
@@ -231,7 +244,11 @@ class Feed:
                 gc.unfreeze()
 
     def _rows(
-        self, train: bool, views: Sequence[str] = (), changes: Mapping[str, Mapping[str, Change]] = MappingProxyType({})
+        self,
+        train: bool,
+        views: Sequence[str] = (),
+        changes: Mapping[str, Mapping[str, Change]] = MappingProxyType({}),
+        dropout: Mapping[str, float] | None = None,
     ) -> Rows:
         return Rows(
             self.manifest,
@@ -240,7 +257,7 @@ class Feed:
             seed=self.seed,
             train=train,
             views=views,
-            dropout=self.data.dropout,
+            dropout=self.data.dropout if dropout is None else dropout,
             one_of=self.data.one_of,
             limits=self.limits,
             cache=self.cache,

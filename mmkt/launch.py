@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from rich.console import Console
 
-from mmkt import checkpoint, distributed
+from mmkt import batch_size, checkpoint, distributed
 from mmkt.card import model_card
 from mmkt.data import splits
 from mmkt.data.check import Unreadable
@@ -158,6 +158,30 @@ def refuse_idle(learner: Learner, plan: Sequence[Phase]) -> None:
             raise ConfigError([(f"model.adapters.{m}", words)])
 
 
+def with_batch_size(config: Experiment, resume: bool, accelerator: Accelerator, workshop: Workshop) -> Experiment:
+    """The same experiment with a number for ``data.batch_size: auto``: the run's that is resumed, or what fits.
+
+    What is built to try it is built again afterwards: the steps that were tried leave no trace.
+    """
+    saved = Path(config.run) / "config.json"
+    if resume and saved.is_file():
+        return _of_size(config, checkpoint.read_json(saved)["data"]["batch_size"])
+    batch_size.refuse(config.data, accelerator)
+    one = _of_size(config, accelerator.num_processes)
+    setup = build(one, workshop)
+    plan = plan_of(setup, one)
+    if config.train.checkpointing:
+        checkpoint_encoders(setup.learner, plan)
+    rest(setup.learner, setup.feed, plan, used(setup.feed, one), accelerator, workshop)
+    size = batch_size.find(setup.learner.to(accelerator.device), setup.feed, plan, config.train, accelerator)
+    distributed.say(f"data.batch_size: {size} rows fit (auto)")
+    return _of_size(config, size)
+
+
+def _of_size(config: Experiment, size: int) -> Experiment:
+    return config.model_copy(update={"data": config.data.model_copy(update={"batch_size": size})})
+
+
 def _scalar(value: Any) -> Any:
     """What every tracker takes as a setting: a number, a switch or text."""
     return value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
@@ -195,6 +219,8 @@ def train(
     say_if_whole(accelerator)
     console = Console(stderr=True)
     workshop = workshop or Workshop()
+    if config.data.batch_size == "auto":
+        config = with_batch_size(config, resume, accelerator, workshop)
     setup = build(config, workshop)
     plan = plan_of(setup, config)
     if config.train.checkpointing:

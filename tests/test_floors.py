@@ -35,7 +35,7 @@ FLOORS = [
     ["feature_cache"],
     ["retrieval", "zero_shot", "few_shot", "prompts", "preparation", "feed", "learner", "card", "start"],
     ["optim", "run", "resume", "resting", "predictions", "stop", "sharding", "copies"],
-    ["asked", "exhibit", "telemetry", "resources", "compare", "dry_run", "runs", "conformance"],
+    ["asked", "exhibit", "telemetry", "resources", "compare", "dry_run", "batch_size", "runs", "conformance"],
     ["across", "evaluation_plots"],
     ["evaluation_page"],
     ["train", "evaluate"],

@@ -134,7 +134,7 @@ def _curve(transfer: Transfer, key: Key) -> dict[int, float]:
 
 def _seconds(transfer: Transfer, key: Key) -> float:
     rates = [line["rows/s"] for line in _log(transfer, key) if "rows/s" in line]
-    return transfer.config.data.batch_size * transfer.config.train.accumulate / float(np.median(rates))
+    return transfer.config.data.rows * transfer.config.train.accumulate / float(np.median(rates))
 
 
 def _delta(run: Path) -> int | None:
