@@ -182,6 +182,7 @@ class Feed:
             stop=stop,
         )
         self._asked_for(np.concatenate([stream.rows for stream in sampler.streams]))
+        found: Iterator[Batch]
         if self._all_held() and not self.data.dropout:
             found = map(self._looked_up, sampler)
         else:

@@ -1,4 +1,4 @@
-"""python scripts/bench_open_clip.py --python ENV/bin/python [--steps N] [--batch N] [--pairs N] [--size N] [--dim N]
+"""python scripts/bench_open_clip.py --python ENV/bin/python [--steps N] [--batch N] [--pairs N] [--size N] [--dim N] [--own-time]
 
 mmkt beside open_clip (https://github.com/mlfoundations/open_clip) on contrastive training: the same two towers (a pretrained
 MiniLM, mean-pooled, and timm's vit_tiny_patch16_224 with random weights), the same first weights, rows, order and AdamW, no
@@ -81,7 +81,7 @@ def built(options: argparse.Namespace) -> tuple[launch.Setup, Experiment, list[B
 def ours(options: argparse.Namespace) -> None:
     """Train with ``fit``."""
     setup, config, batches = built(options)
-    clock, losses = Clock(), []
+    clock, losses = Clock(options.own_time), []
     setup.feed.training = lambda start, stop, *_, **__: ticking(iter(batches[start:stop]), clock)
     with tempfile.TemporaryDirectory() as folder:
         run, plain = Run(Path(folder) / "run", config, "bench"), Run.log
@@ -110,7 +110,7 @@ def theirs(options: argparse.Namespace) -> None:
     moved = [p for name, p in named if not (p.ndim < 2 or "logit_scale" in name)]
     groups = [{"params": still, "weight_decay": 0.0}, {"params": moved, "weight_decay": DECAY}]
     optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS)
-    clock, losses = Clock(), []
+    clock, losses = Clock(options.own_time), []
 
     class Noted(ClipLoss):
         def forward(self, *arguments: Any, **named: Any) -> Any:
@@ -176,11 +176,13 @@ def main() -> None:
     parser.add_argument("--manifest", default="data/flickr1k/manifest.parquet")
     for name, value in (("steps", 30), ("batch", 64), ("size", 64), ("dim", 256), ("pairs", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--own-time", action="store_true", help="the process's own time on the CPU, on a machine that others use")
     options = parser.parse_args()
     if options.side:
         {"ours": ours, "theirs": theirs}[options.side](options)
         return
     common = ["--manifest", options.manifest, *(f"--{n}={getattr(options, n)}" for n in ("steps", "batch", "size", "dim"))]
+    common += ["--own-time"] if options.own_time else []
     sides = [[options.python, __file__, "--side", side, *common] for side in ("ours", "theirs")]
     compare(sides[0], sides[1], "open_clip", options.pairs)
 

@@ -1,4 +1,4 @@
-"""python scripts/bench_trainer.py [--steps N] [--batch N] [--pairs N] [--python ENV/bin/python]
+"""python scripts/bench_trainer.py [--steps N] [--batch N] [--pairs N] [--python ENV/bin/python] [--own-time]
 
 mmkt beside transformers.Trainer on text classification (BANKING77, 77 intents): the same pretrained MiniLM, fine-tuned whole, the
 same rows in the same order, the same AdamW, rates, clipping and precision, no dropout. Each side runs in a process of its own, in
@@ -62,7 +62,7 @@ def built(options: argparse.Namespace) -> tuple[launch.Setup, Experiment]:
 def ours(options: argparse.Namespace) -> None:
     """Train with ``fit``."""
     setup, config = built(options)
-    clock, losses, training = Clock(), [], setup.feed.training
+    clock, losses, training = Clock(options.own_time), [], setup.feed.training
     setup.feed.training = lambda *a, **k: ticking(training(*a, **k), clock)
     with tempfile.TemporaryDirectory() as folder:
         run, plain = Run(Path(folder) / "run", config, "bench"), Run.log
@@ -95,7 +95,7 @@ def theirs(options: argparse.Namespace) -> None:
     classes = len(setup.learner.model.heads["intent"].vocabulary["classes"])
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=classes, dtype=torch.float32)
     drop_nothing(model)
-    clock, losses = Clock(), []
+    clock, losses = Clock(options.own_time), []
 
     class Steps(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -126,11 +126,13 @@ def main() -> None:
     parser.add_argument("--manifest", default="data/banking77/manifest.parquet")
     for name, value in (("steps", 60), ("batch", 32), ("pairs", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--own-time", action="store_true", help="the process's own time on the CPU, on a machine that others use")
     options = parser.parse_args()
     if options.side:
         {"ours": ours, "theirs": theirs}[options.side](options)
         return
     common = ["--manifest", options.manifest, "--steps", str(options.steps), "--batch", str(options.batch)]
+    common += ["--own-time"] if options.own_time else []
     sides = [[options.python, __file__, "--side", side, *common] for side in ("ours", "theirs")]
     compare(sides[0], sides[1], "Trainer", options.pairs)
 

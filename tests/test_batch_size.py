@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import worker
 from accelerate import Accelerator
 from conftest import experiment, refused
+from forked import together
 
 from mmkt import batch_size, launch
 from mmkt.objectives.classify import Classify
@@ -66,6 +68,13 @@ def test_steps_are_tried_until_memory_is_out(tiny_settings, monkeypatch):
     assert found(tiny_settings, "transfer=lp_ft", "data.dropout={text: 0.9}") == 20
     assert seen[:5] == [1] * 4 + [2], "two steps of each of two phases"
     assert set(seen) == {1, 2, 4, 8, 16, 32, 24, 20, 22}
+
+
+def test_processes_agree_on_what_fits_all_of_them(tiny_settings, tmp_path):
+    tiny_settings["data"]["batch_size"] = 2
+    (tmp_path / "experiment.json").write_text(json.dumps(tiny_settings))
+    together(2, worker.sized, tmp_path, 2, said=tmp_path)
+    assert [(tmp_path / f"{rank}.size").read_text() for rank in range(2)] == ["10", "10"]
 
 
 def test_another_error_is_not_taken_for_one_of_memory(tiny_settings, monkeypatch):

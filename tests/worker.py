@@ -125,3 +125,24 @@ def aligned(folder: Path, world: int) -> None:
         (folder / f"align-{world}.out").write_text(json.dumps(value))
     if world > 1:
         dist.destroy_process_group()
+
+
+def sized(folder: Path, world: int) -> None:
+    """The batch size that is found where a process runs out of memory before the others do; every process's goes to a file."""
+    from mmkt import batch_size
+    from mmkt.objectives.classify import Classify
+
+    config = check(Experiment, json.loads((folder / "experiment.json").read_text()), Parts())
+    accelerator = Accelerator()
+    setup = launch.build(config)
+    plain, limit = Classify.forward, 5 if distributed.rank() == 1 else 8
+
+    def forward(self, model, batch, outputs):
+        if batch.size > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return plain(self, model, batch, outputs)
+
+    Classify.forward = forward
+    found = batch_size.find(setup.learner, setup.feed, launch.plan_of(setup, config), config.train, accelerator)
+    (folder / f"{distributed.rank()}.size").write_text(str(found))
+    distributed.wait()
