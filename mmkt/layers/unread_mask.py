@@ -14,7 +14,7 @@ NAME = "sdpa_unread"
 
 
 def unread_mask(
-    *arguments: Any,
+    *,
     allow_is_causal_skip: bool = True,
     allow_is_bidirectional_skip: bool = False,
     device: torch.device | str = "cpu",
@@ -27,7 +27,6 @@ def unread_mask(
     """
     free = torch.device(device).type == "cpu"
     return sdpa_mask(
-        *arguments,
         allow_is_causal_skip=allow_is_causal_skip and free,
         allow_is_bidirectional_skip=allow_is_bidirectional_skip and free,
         device=device,
