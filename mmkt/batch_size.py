@@ -128,8 +128,10 @@ def _step(learner: Learner, batch: Batch, phase: Phase, train: Train, accelerato
         here = batch.to(accelerator.device)
         for _, objective in learner.parts():
             here = objective.craft(learner, here)
+        # this process's own counts: summed over all, one that runs out in the first step would be waited for in the second
+        counts = torch.stack([objective.count(here) for _, objective in learner.parts()]).float()
         with accelerator.autocast():
-            loss, _ = learner(here, learner.counts([here]))
+            loss, _ = learner(here, counts)
         loss.backward()
         if train.clip:
             torch.nn.utils.clip_grad_norm_(trains.values(), train.clip)
