@@ -122,6 +122,31 @@ class _Gather(torch.autograd.Function):
         return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
 
 
-def gather(x: Tensor) -> Tensor:
-    """Rows of all processes, (world · B, …), with gradient. Every process has the same B."""
-    return _Gather.apply(x) if dist.is_initialized() and world_size() > 1 else x
+def gather(x: Tensor, *, remote: bool = True) -> Tensor:
+    """Rows of all processes, (world · B, …), with gradient. Every process has the same B.
+
+    Args:
+        x: this process's rows.
+        remote: a row has its gradient from what every process makes of it; else from what its own process does.
+    """
+    if world_size() == 1:
+        return x
+    if remote:
+        return _Gather.apply(x)
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    parts[rank()] = x
+    return torch.cat(parts)
+
+
+def pass_on(*tensors: Tensor) -> list[Tensor]:
+    """Give tensors to the next process, and have those of the one before; shapes are the same everywhere. Without gradient."""
+    if world_size() == 1:
+        return list(tensors)
+    after, before = (rank() + 1) % world_size(), (rank() - 1) % world_size()
+    found = [torch.empty_like(x) for x in tensors]
+    moves = [dist.P2POp(dist.isend, x.contiguous(), after) for x in tensors]
+    moves += [dist.P2POp(dist.irecv, x, before) for x in found]
+    for work in dist.batch_isend_irecv(moves):
+        work.wait()
+    return found

@@ -161,6 +161,9 @@ class Train(Section):
     precision: Literal["no", "bf16", "fp16"] = "no"
     checkpointing: bool = False
     """Encoders that train compute activations again in backward: less memory, more time, the same gradients."""
+    chunk: Count | None = None
+    """Items that an encoder is given at a time, its activations computed again in backward: batches of any size, for contrast;
+    the same gradients (GradCache, Gao et al., 2021)."""
     compile: bool = False
     """Compile the training forward (torch.compile): minutes at the start, faster steps; needs a C++ compiler."""
     evaluate_every: Count | None = None

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from rich.console import Console
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmkt import batch_size, checkpoint, distributed
 from mmkt.card import model_card
@@ -144,6 +145,31 @@ def checkpoint_encoders(learner: Learner, plan: Sequence[Phase]) -> None:
                 raise ConfigError([("train.checkpointing", f"encoders.{m}: {error}")]) from error
 
 
+def chunk_encoders(learner: Learner, plan: Sequence[Phase], size: int, accelerator: Accelerator) -> None:
+    """Give encoders so many items at a time.
+
+    Raises:
+        ConfigError: it would not be the same training: with batch norms, or under FSDP2.
+    """
+    if accelerator.is_fsdp2:
+        raise ConfigError([("train.chunk", "ranks have different numbers of items, which FSDP2 can't be run on: use ddp.yaml")])
+    trained = set().union(*(learner.trained_in(phase) for phase in plan))
+    for m, encoder in learner.model.encoders.items():
+        norms = any(isinstance(module, _BatchNorm) for module in encoder.modules())
+        if norms and any(matches(name, f"encoders.{m}") for name in trained):
+            words = f"encoders.{m} has batch norms, whose statistics would be of a chunk: take a model with group or layer norms"
+            raise ConfigError([("train.chunk", words)])
+    learner.model.chunk = size
+
+
+def _spare_memory(learner: Learner, plan: Sequence[Phase], config: Experiment, accelerator: Accelerator) -> None:
+    """What trades time for memory, where it is asked for."""
+    if config.train.checkpointing:
+        checkpoint_encoders(learner, plan)
+    if config.train.chunk is not None:
+        chunk_encoders(learner, plan, config.train.chunk, accelerator)
+
+
 def refuse_idle(learner: Learner, plan: Sequence[Phase]) -> None:
     """Refuse an adapter that no phase trains.
 
@@ -170,8 +196,7 @@ def with_batch_size(config: Experiment, resume: bool, accelerator: Accelerator, 
     one = _of_size(config, accelerator.num_processes)
     setup = build(one, workshop)
     plan = plan_of(setup, one)
-    if config.train.checkpointing:
-        checkpoint_encoders(setup.learner, plan)
+    _spare_memory(setup.learner, plan, config, accelerator)
     rest(setup.learner, setup.feed, plan, used(setup.feed, one), accelerator, workshop)
     size = batch_size.find(setup.learner.to(accelerator.device), setup.feed, plan, config.train, accelerator)
     distributed.say(f"data.batch_size: {size} rows fit (auto)")
@@ -212,7 +237,13 @@ def train(
     refuse_sharding()
     refuse_absent(config.trackers)
     logs = ProjectConfiguration(project_dir=config.run, logging_dir=f"{config.run}/tensorboard")
-    accelerator = Accelerator(mixed_precision=config.train.precision, log_with=list(config.trackers) or None, project_config=logs)
+    accelerator = Accelerator(
+        mixed_precision=config.train.precision,
+        log_with=list(config.trackers) or None,
+        project_config=logs,
+        # only what batch norms count differs by rank; it is shared before it is read (distributed.share_buffers)
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
     refuse_apart(accelerator)
     stop = Stop(accelerator, max_time)
     use_threads(accelerator, config.threads)
@@ -223,8 +254,7 @@ def train(
         config = with_batch_size(config, resume, accelerator, workshop)
     setup = build(config, workshop)
     plan = plan_of(setup, config)
-    if config.train.checkpointing:
-        checkpoint_encoders(setup.learner, plan)
+    _spare_memory(setup.learner, plan, config, accelerator)
     if dry:
         return dry_run(setup.learner, setup.feed, plan, config.train, console, accelerator.device)
     rest(setup.learner, setup.feed, plan, used(setup.feed, config), accelerator, workshop)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from mmkt import checkpoint, distributed
 from mmkt.config import dump, revive
@@ -36,6 +37,7 @@ class Model(nn.Module):
     heads: Any
     plugins: Sequence[str] = ()  # that it was built with
     config: Experiment | None = None  # what ``save_pretrained`` writes; set by ``from_config``
+    chunk: int | None = None  # items that an encoder is given at a time: see ``_read``
     whole = True  # tokens enter the shared space; False where features are cached and the fusion reads summaries alone
     referred: tuple[frozenset[str], str] = (frozenset(), "")  # tensors that no save holds, and their hash: see ``refer``
 
@@ -66,7 +68,7 @@ class Model(nn.Module):
         if isinstance(inputs, Encoded):
             return inputs
         if inputs is not None:
-            return join(self.encoders[m](inputs), inputs["items"])
+            return join(self._read(m, inputs), inputs["items"])
         device = batch.row.device
         absent = torch.zeros(batch.size, dtype=torch.bool, device=device)
         if self.training or distributed.is_sharded(self):
@@ -79,6 +81,18 @@ class Model(nn.Module):
             tokens = pooled[:, None]
         rows = batch.size
         return Encoded(tokens.expand(rows, -1, -1), ~absent[:, None], pooled.expand(rows, -1), absent)
+
+    def _read(self, m: str, inputs: Mapping[str, Tensor]) -> Encoded:
+        """N encoded items; with ``chunk``, so many at a time, whose activations are computed again in backward."""
+        encoder, items = self.encoders[m], {name: x for name, x in inputs.items() if name != "items"}
+        n = len(next(iter(items.values())))
+        if self.chunk is None or n <= self.chunk:
+            return encoder(inputs)
+        again = torch.is_grad_enabled() and any(p.requires_grad for p in encoder.parameters())
+        parts = zip(*(x.split(self.chunk) for x in items.values()))
+        some = (dict(zip(items, part)) for part in parts)
+        found = [recomputed(encoder, part, use_reentrant=False) if again else encoder(part) for part in some]
+        return Encoded(*(torch.cat(x) for x in zip(*found)))
 
     def _run_blank(self, m: str, device: torch.device) -> Encoded:
         encoder = self.encoders[m]

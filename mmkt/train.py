@@ -125,7 +125,14 @@ class _Loop:
         if not at.step:
             distributed.say(self.learner.words(phase))
         if train.accumulate > 1 and any(objective.contrasts for _, objective in self.learner.parts()):
-            raise ConfigError([("train.accumulate", "contrastive objectives compare the rows of a batch: raise data.batch_size")])
+            raise ConfigError(
+                [
+                    (
+                        "train.accumulate",
+                        "contrastive objectives compare the rows of a batch: raise data.batch_size, and set train.chunk",
+                    )
+                ]
+            )
         self._refuse_unreached(phase)
         groups = optim.groups(trains, train.lr, train.weight_decay, phase.lr)
         optimizer = torch.optim.AdamW(groups, betas=train.betas, fused=train.fused or None)

@@ -11,6 +11,7 @@ from conftest import experiment
 from mmkt.data.manifest import fingerprint, read
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+import bench_contrast
 import bench_evaluate
 import bench_fusion
 import bench_manifest
@@ -94,3 +95,14 @@ def test_retrieval_among_many(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench_evaluate.py", "--retrieval", "300", "--dim", "32"])
     bench_evaluate.main()
     assert "300 queries among as many entries, plain and CSLS: " in capsys.readouterr().out
+
+
+def test_contrast(monkeypatch, capsys):
+    assert bench_contrast.asked("ring", 64, 8, 16)["s"] > 0  # by a process of its own
+    monkeypatch.setattr(bench_contrast, "asked", bench_contrast.measured)
+    monkeypatch.setattr(sys, "argv", ["bench_contrast.py", "--rows", "1024", "2048", "4096", "--most", "2048", "--width", "32"])
+    bench_contrast.main()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines[1:4]] == ["1024", "2048", "4096"]
+    assert lines[3][1].endswith("*")
+    assert float(lines[3][2]) == 4.0

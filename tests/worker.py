@@ -7,12 +7,16 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
 from torch import distributed as dist
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mmkt import distributed, launch
 from mmkt.config import check
@@ -94,35 +98,28 @@ def _train_sharded(accelerator: Accelerator, file: Path, folder: Path, stop: int
         (folder / "logits.json").write_text(json.dumps(predictions.table["kind.logits"].to_pylist()))
 
 
-def aligned(folder: Path, world: int) -> None:
-    """One gradient of the contrastive objective, in float64; it goes to a file."""
+def contrasted(folder: Path, world: int) -> None:
+    """Gradients of contrastive objectives in float64, by what is asked; they go to a file.
+
+    Rows are dealt as a batch is; what encodes them is read row by row, and computed again, where that is asked.
+    """
     from mmkt.objectives.align import Align
-    from mmkt.types import Batch, Encoded, Outputs
+    from mmkt.objectives.symile import Symile
 
     if world > 1:
         dist.init_process_group("gloo")
-    torch.manual_seed(0)
-    every = {m: torch.randn(8, 5, dtype=torch.float64) for m in ("a", "b", "c")}
-    there = {m: torch.rand(8) > 0.3 for m in every}
-    rank = distributed.rank()
-    mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
-    leaves = {m: x[mine].clone().requires_grad_() for m, x in every.items()}
-    present = {m: p[mine] for m, p in there.items()}
-    row = torch.arange(8)[mine]
-    batch = Batch({}, present, {}, {}, {}, row, row, row, row)
-    objective = Align(5, list(every), {}, []).double()
-    encoded = {m: Encoded.of(x, present[m]) for m, x in leaves.items()}
-    total = objective(None, batch, Outputs(encoded, encoded["a"], {}, {}, {}))
-    total.backward()
-    # each process's rows have their gradient from all processes' losses; the scale's is summed by the wrapper
-    value = {
-        "loss": distributed.everyone(float(total.detach())),
-        "scale": distributed.everyone(float(objective.log_scale.grad)),
-        "grad": distributed.everyone({m: x.grad.tolist() for m, x in leaves.items()}),
-        "count": distributed.everyone(int(objective.count(batch))),
-    }
-    if rank == 0:
-        (folder / f"align-{world}.out").write_text(json.dumps(value))
+    found = {}
+    forms: dict = {"plain": {}, "chunked": {"chunk": 2}, "ring": {"exchange": "ring"}, "gradcache": {}}
+    ways = ("infonce", "sigmoid", "symile")
+    for names, way, (form, settings), remote in product(("ab", "abc"), ways, forms.items(), (True, False)):
+        if (way == "symile" and (form == "ring" or not remote)) or (not remote and form != "plain"):
+            continue
+        part = Symile if way == "symile" else partial(Align, loss=way, bias=-2.0, temperature=0.2, remote=remote)
+        objective = part(5, list(names), {}, [], **settings).double()
+        asked = json.dumps({"names": names, "way": way, "form": form, "remote": remote}, sort_keys=True)
+        found[asked] = _contrasted(objective, names, world, again=form == "gradcache")
+    if distributed.rank() == 0:
+        (folder / f"contrast-{world}.out").write_text(json.dumps(found))
     if world > 1:
         dist.destroy_process_group()
 
@@ -146,3 +143,28 @@ def sized(folder: Path, world: int) -> None:
     found = batch_size.find(setup.learner, setup.feed, launch.plan_of(setup, config), config.train, accelerator)
     (folder / f"{distributed.rank()}.size").write_text(str(found))
     distributed.wait()
+
+
+def _contrasted(objective: nn.Module, names: str, world: int, *, again: bool) -> dict:
+    from mmkt.types import Batch, Encoded, Outputs
+
+    torch.manual_seed(0)
+    every = {m: torch.randn(8, 5, dtype=torch.float64) for m in names}
+    there = {m: torch.rand(8) > 0.3 for m in every}
+    maps = {m: nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 5)).double() for m in names}
+    mine = slice(distributed.rank(), None, world)
+    leaves = {m: x[mine].clone().requires_grad_() for m, x in every.items()}
+    row, present, made = torch.arange(8)[mine], {m: p[mine] for m, p in there.items()}, {}
+    batch = Batch({}, present, {}, {}, {}, row, row, row, row)
+    for m, x in leaves.items():
+        parts = [checkpoint(maps[m], part, use_reentrant=False) for part in x.split(1)] if again else [maps[m](x)]
+        made[m] = Encoded.of(torch.cat(parts), present[m])
+    total = objective(None, batch, Outputs(made, made[names[0]], {}, {}, {}))
+    total.backward()
+    own = {f"{m}.{n}": p for m, net in maps.items() for n, p in net.named_parameters()} | dict(objective.named_parameters())
+    # a process's rows have their gradient from all processes' losses; what is shared is summed by the wrapper
+    summed = {n: distributed.total(torch.zeros_like(p) if p.grad is None else p.grad).tolist() for n, p in own.items()}
+    rows = {m: distributed.everyone(x.grad.tolist()) for m, x in leaves.items()}
+    dealt = {m: [parts[k % world][k // world] for k in range(8)] for m, parts in rows.items()}
+    loss, count = float(total.detach()), int(objective.count(batch))
+    return {"loss": sum(distributed.everyone(loss)), "grads": summed | dealt, "count": sum(distributed.everyone(count))}

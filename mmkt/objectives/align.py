@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from itertools import combinations
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmkt.distributed import gather, rank, world_size
+from mmkt.layers import contrast
+from mmkt.layers.contrast import Rows
+from mmkt.layers.ring import How, ring
 from mmkt.types import Batch, Objective, Outputs
 
 if TYPE_CHECKING:
     from mmkt.model import Model
 
+Positive = Annotated[float, Field(gt=0)]
+
 
 class Align(Objective):
-    """Symmetric InfoNCE (CLIP, Radford et al., 2021) over every pair of modalities, negatives from all processes.
+    """InfoNCE (CLIP, Radford et al., 2021) or the sigmoid loss (SigLIP, Zhai et al., 2023) over pairs of modalities.
 
-    For a pair (a, b): −½ Σ_i [log softmax_j(s·⟨a_i, b_j⟩)_i + log softmax_j(s·⟨b_i, a_j⟩)_i] over rows that have both;
-    s = exp(log_scale) is learned and bounded by 100. The sum runs over this rank's rows; the learner divides by
-    (row, pair) items.
+    For a pair (a, b): −½ Σ_i [log softmax_j(s·⟨a_i, b_j⟩)_i + log softmax_j(s·⟨b_i, a_j⟩)_i] over rows that have both, or
+    −Σ_ij log σ(±(s·⟨a_i, b_j⟩ + bias)), negatives from all processes. The sum runs over this rank's rows; the learner divides
+    by (row, pair) items.
     """
 
     contrasts = True
@@ -36,45 +36,81 @@ class Align(Objective):
         outputs: Mapping[str, int],
         domains: Sequence[str],
         *,
-        temperature: Annotated[float, Field(gt=0)] = 0.07,
+        loss: Literal["infonce", "sigmoid"] = "infonce",
+        temperature: Positive = 0.07,
+        temperature_bounds: tuple[Positive, Positive] = (0.01, 100.0),
+        learn_temperature: bool = True,
+        bias: float = -10.0,
+        bias_bounds: tuple[float, float] = (-100.0, 100.0),
         between: list[str] | None = None,
+        anchor: str | None = None,
+        same: str | None = None,
+        hardness: Annotated[float, Field(ge=0)] = 0.0,
+        chunk: Annotated[int, Field(ge=1)] | None = None,
+        exchange: Literal["gather", "ring"] = "gather",
+        remote: bool = True,
     ):
-        """Remember the pairs: of the modalities in ``between``, by default of all."""
+        """Remember the pairs.
+
+        Args:
+            dim: unused.
+            modalities: of the model.
+            outputs: by task.
+            domains: unused.
+            loss: InfoNCE in both directions, or the sigmoid loss.
+            temperature: at the start (CLIP 0.07, SigLIP 0.1).
+            temperature_bounds: it stays between them.
+            learn_temperature: or it stays as it is.
+            bias: of the sigmoid loss, at the start.
+            bias_bounds: it stays between them.
+            between: modalities that are compared, by default all.
+            anchor: compare this one with each of them, and no others (ImageBind, Girdhar et al., 2023).
+            same: ``group`` or a task: rows of one group or class are no negatives of each other.
+            hardness: how much more the nearer negatives of InfoNCE weigh; 0: all alike.
+            chunk: rows whose scores are held at a time; all by default.
+            exchange: every process holds the vectors of all, or they go round: less memory, more messages.
+            remote: vectors have their gradient from all processes' losses; else from their own process's alone.
+
+        Raises:
+            ValueError: settings that don't go together, or name what there is not.
+        """
         super().__init__()
-        chosen = list(modalities) if between is None else between
-        unknown = [m for m in chosen if m not in modalities]
-        if unknown or len(chosen) < 2:
-            raise ValueError(f"align needs two modalities or more of {', '.join(modalities)}, found {chosen}")
-        self.pairs = list(combinations(chosen, 2))
-        self.log_scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))
+        self.pairs = contrast.pairs(modalities, between, anchor)
+        if hardness and (loss != "infonce" or exchange == "ring"):
+            raise ValueError("hardness: it weighs the negatives of loss=infonce with exchange=gather")
+        if same not in (None, "group") and same not in outputs:
+            raise ValueError(f"same: allowed are {', '.join(['group', *outputs])}, found {same!r}")
+        bounds = {"learned": learn_temperature, "bias": bias if loss == "sigmoid" else None, "bias_bounds": bias_bounds}
+        self.temperature = contrast.Temperature(temperature, temperature_bounds, **bounds)  # type: ignore[arg-type]
+        self.loss = contrast.hard_info_nce(hardness) if hardness else vars(contrast)[loss.replace("infonce", "info_nce")]
+        self.same, self.chunk, self.round, self.remote = same, chunk, exchange == "ring", remote
+        self.how = How(loss, chunk, remote)
+        # the sigmoid loss is the same both ways; where rows have their gradient from their own process alone, each way is needed
+        self.ways = 1 if loss == "sigmoid" and remote else 2
 
     def forward(self, model: Model, batch: Batch, outputs: Outputs) -> Tensor:
         """Sum over this rank's rows and the pairs, ()."""
-        scale = self.log_scale.clamp(max=math.log(100)).exp()
-        z = {m: F.normalize(_full(outputs.encoded[m].pooled), dim=1) for pair in self.pairs for m in pair}
-        loss = sum((x.sum() for x in z.values()), start=scale.sum()) * 0.0  # connected even when no row has two
-        every = {m: gather(x) for m, x in z.items()}
-        here = torch.arange(batch.size, device=loss.device) + (rank() * batch.size if world_size() > 1 else 0)
+        with contrast.precise(batch.row.device):
+            return self._summed(batch, outputs)
+
+    def _summed(self, batch: Batch, outputs: Outputs) -> Tensor:
+        scale, bias = self.temperature()
+        place, same = contrast.places(batch), contrast.alike(batch, self.same)
+        one = {m: Rows(contrast.unit(outputs.encoded[m].pooled), batch.present[m], place, same) for p in self.pairs for m in p}
+        # connected even when no row has two
+        loss = sum((x.vectors.sum() for x in one.values()), start=scale.sum() + (0.0 if bias is None else bias.sum())) * 0.0
+        every = one if self.round else {m: contrast.everywhere(x, remote=self.remote) for m, x in one.items()}
         for a, b in self.pairs:
-            both = batch.present[a] & batch.present[b]
-            absent = ~_gather_mask(both)  # (world·B,)
-            for x, y in ((z[a], every[b]), (z[b], every[a])):
-                scores = (scale * x @ y.T).masked_fill(absent[None], float("-inf"))
-                # a row without both would have no finite target: it is scored against nothing and left out
-                losses = F.cross_entropy(scores.masked_fill(~both[:, None], 0.0), here, reduction="none")
-                loss = loss + 0.5 * losses.masked_fill(~both, 0.0).sum()
+            for x, y in ((a, b), (b, a))[: self.ways]:
+                queries = one[x]._replace(there=one[x].there & one[y].there)
+                keys = every[y]._replace(there=every[x].there & every[y].there)
+                if self.round:
+                    losses = ring(queries, keys, scale, bias, self.how)
+                else:
+                    losses = contrast.by_rows(self.loss, queries, keys, scale, bias, self.chunk)
+                loss = loss + losses.sum() / self.ways
         return loss
 
     def count(self, batch: Batch) -> Tensor:
         """Rows that have both of a pair, over the pairs."""
         return sum((batch.present[a] & batch.present[b]).sum() for a, b in self.pairs)  # type: ignore[return-value]
-
-
-def _full(x: Tensor) -> Tensor:
-    """At least single precision, under autocast too."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _gather_mask(mask: Tensor) -> Tensor:
-    """A bool mask over all processes' rows."""
-    return gather(mask.float()) > 0

@@ -1,0 +1,114 @@
+"""Contrast of all modalities at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mmkt.distributed import gather, rank, world_size
+from mmkt.layers import contrast
+from mmkt.types import Batch, Objective, Outputs
+
+if TYPE_CHECKING:
+    from mmkt.model import Model
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Symile(Objective):
+    """InfoNCE on the multilinear product of all modalities (Symile, Saporta et al., 2024), which no sum over pairs can give.
+
+    For each modality a in turn −log softmax at j = i of s·Σ_d a_i · Π_m m_k(j), averaged over a, where the own entry is the
+    row's other vectors multiplied and entry j ≠ i are others' vectors, each modality of another row: the batch is in random
+    order, so that one roll a modality is a draw from the product of their marginals. Rows that have all count. With two
+    modalities it is ``align``, to the weight: one item a row.
+    """
+
+    contrasts = True
+
+    def __init__(
+        self,
+        dim: int,
+        modalities: Sequence[str],
+        outputs: Mapping[str, int],
+        domains: Sequence[str],
+        *,
+        temperature: Positive = 0.07,
+        temperature_bounds: tuple[Positive, Positive] = (0.01, 100.0),
+        learn_temperature: bool = True,
+        between: list[str] | None = None,
+        chunk: Annotated[int, Field(ge=1)] | None = None,
+    ):
+        """Remember the modalities.
+
+        Args:
+            dim: D; scores of M modalities are stretched by √D^(M − 2), so that chance scores are as large as those of two.
+            modalities: of the model.
+            outputs: unused.
+            domains: unused.
+            temperature: at the start.
+            temperature_bounds: it stays between them.
+            learn_temperature: or it stays as it is.
+            between: modalities that are compared, by default all.
+            chunk: rows whose scores are held at a time; all by default.
+
+        Raises:
+            ValueError: fewer than two modalities, or one that there is not.
+        """
+        super().__init__()
+        contrast.pairs(modalities, between, None)
+        self.between, self.chunk = list(modalities) if between is None else between, chunk
+        self.stretch = dim ** (len(self.between) / 2 - 1)
+        self.temperature = contrast.Temperature(temperature, temperature_bounds, learned=learn_temperature)
+
+    def forward(self, model: Model, batch: Batch, outputs: Outputs) -> Tensor:
+        """Sum over this rank's rows, ()."""
+        with contrast.precise(batch.row.device):
+            return self._summed(batch, outputs)
+
+    def _summed(self, batch: Batch, outputs: Outputs) -> Tensor:
+        scale, _ = self.temperature()
+        mine = {m: contrast.unit(outputs.encoded[m].pooled) for m in self.between}
+        loss = sum((x.sum() for x in mine.values()), start=scale.sum()) * 0.0  # connected even when no row has all
+        scale = scale * self.stretch
+        there = self._whole(batch)
+        entries = _in_order(there).nonzero()[:, 0]  # (n,) rows of the whole batch that have all
+        every = {m: _in_order(x)[entries] for m, x in mine.items()}  # (n, D)
+        place = torch.arange(batch.size, device=there.device) * world_size() + rank()
+        for a in self.between:
+            others = [m for m in self.between if m != a]
+            own = reduce(torch.mul, (mine[m] for m in others))  # (B, D)
+            rolled = reduce(torch.mul, (every[m].roll(-k, 0) for k, m in enumerate(others)))  # (n, D)
+            rows = (mine[a], own, there, place)
+            for part in zip(*(x.split(self.chunk or batch.size) for x in rows)):
+                again = (_losses, *part, rolled, entries, scale)
+                losses = checkpoint(*again, use_reentrant=False) if self.chunk else _losses(*again[1:])
+                loss = loss + losses.sum() / len(self.between)
+        return loss
+
+    def _whole(self, batch: Batch) -> Tensor:
+        return torch.stack([batch.present[m] for m in self.between]).all(0)
+
+    def count(self, batch: Batch) -> Tensor:
+        """Rows that have all."""
+        return self._whole(batch).sum()
+
+
+def _losses(x: Tensor, own: Tensor, there: Tensor, place: Tensor, rolled: Tensor, entries: Tensor, scale: Tensor) -> Tensor:
+    """−log softmax of rows (B,) among the entries, in which a row's own stands at its place."""
+    positive = scale * (x * own).sum(1)  # (B,)
+    scores = torch.where(place[:, None] == entries, positive[:, None], scale * x @ rolled.T)  # (B, n)
+    losses = scores.masked_fill(~there[:, None], 0.0).logsumexp(1) - positive
+    return torch.where(there, losses, 0.0)
+
+
+def _in_order(x: Tensor) -> Tensor:
+    """All processes' rows, as the batch that they share has them: every process takes each ``world``-th row of it."""
+    every = gather(x)
+    return every.unflatten(0, (world_size(), -1)).transpose(0, 1).flatten(0, 1)
