@@ -38,7 +38,7 @@ class Model(nn.Module):
     plugins: Sequence[str] = ()  # that it was built with
     config: Experiment | None = None  # what ``save_pretrained`` writes; set by ``from_config``
     chunk: int | None = None  # items that an encoder is given at a time: see ``_read``
-    whole = True  # tokens enter the shared space; False where features are cached and the fusion reads summaries alone
+    whole = True  # tokens enter the shared space; False where fusion and objectives read summaries alone
     referred: tuple[frozenset[str], str] = (frozenset(), "")  # tensors that no save holds, and their hash: see ``refer``
 
     def __init__(self, encoders: Mapping[str, Encoder], space: SharedSpace, fusion: Fusion, heads: Mapping[str, Head]):
@@ -209,7 +209,8 @@ class Model(nn.Module):
             raise ConfigError([("model.fusion", str(error))]) from error
         model = cls(encoders, space, fusion, heads)
         model.config, model.plugins = config, tuple(plugins)
-        model.whole = not apart or fusion.level == "token"
+        readers = [fusion.level == "token", *(parts.find("objectives", o["name"]).tokens for o in config.objectives.values())]
+        model.whole = any(readers)
         for m, spec in settings.adapters.items():  # last, so that all else is drawn as it is without them
             if m not in built:
                 model._adapt(m, spec, parts)

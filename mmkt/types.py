@@ -339,6 +339,7 @@ class Objective(nn.Module, ABC):
     needs: ClassVar[tuple[str, ...]] = ()  # views it asks for
     serves: ClassVar[bool] = True  # False: a penalty, which gives parameters nothing to learn from
     contrasts: ClassVar[bool] = False  # compares rows with one another: accumulation would change what it means
+    tokens: ClassVar[bool] = False  # reads modalities' tokens in the shared space; else they may be left out, the summary stays
     raw: ClassVar[bool] = False  # looks at encoders' inputs themselves, so that no features may stand in for them
 
     @abstractmethod

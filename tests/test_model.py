@@ -53,6 +53,43 @@ def some(rows: int = 6) -> dict[str, Encoded]:
     return {"text": encoded(rows, 5, 32, 1), "image": encoded(rows, 3, 256, 2), "audio": encoded(rows, 4, 32, 3)}
 
 
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_tokens_are_projected_only_where_they_are_read(built, fusion):
+    """By a fusion of the level token, or an objective that says so; summaries and answers are the same to the bit."""
+    model = built[fusion].learner.model.eval()
+    reads = fusion == "merged"
+    assert model.whole == reads
+    widths = {m: e.width for m, e in model.encoders.items()}
+    parts = {m: Encoded(*(x[..., : widths[m]] if x.is_floating_point() else x for x in e)) for m, e in some().items()}
+    found = {}
+    for model.whole in (True, False):
+        found[model.whole] = model.fuse(parts)
+        lengths = [e.tokens.shape[1] for e in found[model.whole].encoded.values()]
+        assert lengths == ([5, 3, 4] if model.whole else [1, 1, 1])
+    model.whole = reads
+    for m in parts:
+        assert torch.equal(found[True].encoded[m].pooled, found[False].encoded[m].pooled)
+    same = all(torch.equal(x, found[False].logits[task]) for task, x in found[True].logits.items())
+    assert same != reads
+
+
+def test_an_objective_may_read_tokens(tiny_settings, tmp_path):
+    lab = tmp_path / "their_lab" / "objectives"
+    lab.mkdir(parents=True)
+    lab.joinpath("words.py").write_text(
+        "from mmkt.types import Objective\n\n\nclass Words(Objective):\n    tokens = True\n\n"
+        "    def __init__(self, dim, modalities, outputs, domains, *, task: str = 'kind'):\n        super().__init__()\n\n"
+        "    def forward(self, model, batch, outputs):\n        return outputs.encoded['text'].tokens.square().sum()\n\n"
+        "    def count(self, batch):\n        return batch.labelled['kind'].sum()\n"
+    )
+    tiny_settings |= {"plugins": [str(lab.parent)]}
+    tiny_settings["objectives"]["words"] = {"name": "words"}
+    setup = build(check(Experiment, tiny_settings, Parts(tiny_settings["plugins"])))
+    assert setup.learner.model.whole
+    batch = next(setup.feed.training(0, 1))
+    assert setup.learner.model(batch).encoded["text"].tokens.shape[1] > 1
+
+
 def pick(parts: dict[str, Encoded], rows) -> dict[str, Encoded]:
     return {m: Encoded(*(x[rows] for x in e)) for m, e in parts.items()}
 
