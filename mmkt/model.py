@@ -209,8 +209,8 @@ class Model(nn.Module):
             raise ConfigError([("model.fusion", str(error))]) from error
         model = cls(encoders, space, fusion, heads)
         model.config, model.plugins = config, tuple(plugins)
-        readers = [fusion.level == "token", *(parts.find("objectives", o["name"]).tokens for o in config.objectives.values())]
-        model.whole = any(readers)
+        objectives: list[Any] = [parts.find("objectives", spec["name"]) for spec in config.objectives.values()]
+        model.whole = fusion.level == "token" or any(objective.tokens for objective in objectives)
         for m, spec in settings.adapters.items():  # last, so that all else is drawn as it is without them
             if m not in built:
                 model._adapt(m, spec, parts)
