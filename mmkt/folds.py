@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,10 +92,7 @@ def _one(config: Experiment) -> list[Row]:
         raise CheckpointError(problem)
     if state == "ended":
         return report.read(run / "best" / f"evaluation-{config.evaluate.split}" / "metrics.jsonl")
-    if state == "begun" and distributed.rank() == 0 and not (run / "best").exists():
-        shutil.rmtree(run)  # killed before its first saved step: there is nothing to continue
-    distributed.wait()
-    found = launch.train(config, resume=state == "saved")
+    found = launch.train(config, resume=state != "new")
     assert isinstance(found, list)
     return found
 
