@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,7 +93,10 @@ def _one(config: Experiment) -> list[Row]:
         raise CheckpointError(problem)
     if state == "ended":
         return report.read(run / "best" / f"evaluation-{config.evaluate.split}" / "metrics.jsonl")
-    found = launch.train(config, resume=state != "new")
+    if state == "begun" and distributed.rank() == 0 and not (run / "best").exists():
+        shutil.rmtree(run)  # killed before its first saved step: there is nothing to continue
+    distributed.wait()
+    found = launch.train(config, resume=(run / "config.json").is_file())
     assert isinstance(found, list)
     return found
 

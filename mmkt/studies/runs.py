@@ -78,7 +78,7 @@ def carry_out(training: Training, threads: int | None = None) -> None:
     if state != "ended":
         _reset_peak()
         try:
-            launch.train(config, resume=state != "new", workshop=WORKSHOP)
+            launch.train(config, resume=state == "saved", workshop=WORKSHOP)
         except NotFinite as error:
             write_json(run / "failed.json", {"why": str(error)})
             return
@@ -95,12 +95,15 @@ def carry_out(training: Training, threads: int | None = None) -> None:
 
 
 def stands(config: Experiment) -> tuple[str, str | None]:
-    """Where a study's run stands (see ``run.stage``), and what keeps it from being continued."""
+    """Where a study's run stands (see ``run.stage``), and what keeps it from being continued; one without a save is cleared."""
     run = Path(config.run)
     if (run / "failed.json").is_file():
         return "ended", changed(run, config)
     state = stage(run, config.evaluate.split)
-    return state, changed(run, config) if state != "new" else None
+    problem = changed(run, config) if state != "new" else None
+    if state == "begun" and not problem:
+        shutil.rmtree(run)  # killed before its first saved step: there is nothing to continue
+    return state, problem
 
 
 def forget_state(run: Path) -> None:

@@ -89,7 +89,7 @@ def carry_out(config: Experiment, metric: str, judge: Judge, trained: bool) -> O
         raise CheckpointError(problem)
     outcome = Outcome("complete")
     if state != "ended":
-        outcome = _train(config, state != "new", judge, trained)
+        outcome = _train(config, state == "saved", judge, trained)
     try:
         distributed.wait()
     except RuntimeError as error:
