@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     one = command("train", "train", "train an experiment, evaluate its best checkpoint")
     one.add_argument("config", help="an experiment file (YAML)")
     one.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as model.fusion=gated train.lr=3e-4")
-    one.add_argument("--resume", action="store_true", help="continue the run in its folder")
+    one.add_argument("--resume", action="store_true", help="continue the run in its folder, from its last save (or its start)")
     one.add_argument("--max-time", metavar="3h30m", help="stop in good order after this time, with exit status 75")
     one.add_argument("--dry-run", action="store_true", help="say what would happen: shapes, parameters, memory, time")
     one = command("evaluate", "evaluate", "evaluate a checkpoint")
