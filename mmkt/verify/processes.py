@@ -60,9 +60,10 @@ def carry_out(job: Job, processes: int, said: Path, context: BaseContext) -> lis
         Their exit codes; of what a signal ended, its number below zero.
     """
     ranks: list[BaseProcess] = []
+    method = multiprocessing.get_start_method()
     try:
         for told in environments(processes):
-            ranks.append(context.Process(target=_work, args=(job, told, said)))  # type: ignore[attr-defined]
+            ranks.append(context.Process(target=_work, args=(job, told, said, method)))  # type: ignore[attr-defined]
             ranks[-1].start()
         while (running := [rank for rank in ranks if rank.exitcode is None]) and not any(rank.exitcode for rank in ranks):
             connection.wait([rank.sentinel for rank in running])
@@ -98,8 +99,9 @@ def environments(processes: int) -> list[dict[str, str]]:
     ]
 
 
-def _work(job: Job, environment: dict[str, str], said: Path) -> None:
+def _work(job: Job, environment: dict[str, str], said: Path, method: str) -> None:
     os.setpgid(0, 0)  # with its data workers: see _sweep
+    multiprocessing.set_start_method(method, force=True)  # of data workers; else they would be started as this process was
     os.environ.update(environment)
     with said.open("ab") as file:
         os.dup2(file.fileno(), 1)
