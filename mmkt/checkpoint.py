@@ -8,12 +8,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -24,18 +24,30 @@ class CheckpointError(ValueError):
     """A checkpoint that can't be used, and why."""
 
 
+def drop(folder: Path) -> None:
+    """Remove a folder, under another name: what a kill leaves half removed is never taken for the whole."""
+    gone = folder.with_name(folder.name + ".gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 @contextmanager
-def atomic(folder: Path) -> Iterator[Path]:
+def atomic(folder: Path, retire: Callable[[Path], None] = drop) -> Iterator[Path]:
     """A folder to write into, which takes ``folder``'s place when the block ends without error.
 
     A kill at any moment leaves the old folder or the new one: see ``settle``. So does a full disk.
+
+    Args:
+        folder: where it is to be.
+        retire: what becomes of the folder that was replaced, given where it lies by then; it is removed.
 
     Raises:
         CheckpointError: the disk, or the quota, is full.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    tidy(folder, retire)
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     try:
         yield new
@@ -49,12 +61,12 @@ def atomic(folder: Path) -> Iterator[Path]:
             words = f"the disk is full: {folder} could not be written, what stood there before is untouched"
             raise CheckpointError(f"{words}; make room, then go on with --resume") from None
         raise
-    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
     _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        retire(old)
 
 
 def is_full(error: BaseException) -> bool:
@@ -69,8 +81,19 @@ def settle(folder: Path) -> Path:
     """The same folder, put back if a kill fell between the two renames of ``atomic``."""
     old = folder.with_name(folder.name + ".old")
     if not folder.exists() and old.exists():
-        old.rename(folder)
+        with suppress(FileNotFoundError):  # another process was faster
+            old.rename(folder)
     return folder
+
+
+def tidy(folder: Path, retire: Callable[[Path], None] = drop) -> None:
+    """Bring to an end what a kill left of ``atomic``, whose arguments these are."""
+    settle(folder)
+    for left in (".new", ".old.gone"):
+        shutil.rmtree(folder.with_name(folder.name + left), ignore_errors=True)
+    old = folder.with_name(folder.name + ".old")
+    if old.exists():
+        retire(old)
 
 
 def _sync(path: Path) -> None:
@@ -81,11 +104,16 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def write_text(file: Path, text: str) -> None:
+    """A text file, replaced in one step."""
+    new = file.with_name(file.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(file)
+
+
 def write_json(file: Path, value: Any) -> None:
     """Indented JSON, replaced in one step."""
-    new = file.with_name(file.name + ".new")
-    new.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    new.replace(file)
+    write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(file: Path) -> Any:
@@ -105,10 +133,22 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """Tensors by name. Raises CheckpointError where the file is missing or damaged (cut short, a pickle)."""
+    with _whole(file):
+        return load_file(file)
+
+
+def names_of(file: Path) -> list[str]:
+    """Names of the tensors in a file, none of which is read. Raises as ``read_tensors`` does."""
+    with _whole(file), safe_open(file, "pt") as tensors:
+        return list(tensors.keys())
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[None]:
     if not file.is_file():
         raise CheckpointError(f"{file} is missing: is {file.parent} a folder that mmkt train has written?")
     try:
-        return load_file(file)
+        yield
     except SafetensorError as error:
         raise CheckpointError(f"{file} is not a whole safetensors file: {error}") from None
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mmkt.arguments import parser
-from mmkt.study_commands import ablate, folds, search, transfer, transferability  # noqa: F401 - main finds them by name
+from mmkt.study_commands import ablate, folds, search, transfer, transferability, verify_resume  # noqa: F401 - main finds them by name
 
 JSON = {"table": '{"age": 61}', "features": "[0.1, 0.2]"}  # kinds of cells that are typed as JSON, each with an example
 

@@ -170,6 +170,8 @@ class Train(Section):
     """Steps between evaluations; by default once an epoch."""
     save_every: Count | None = None
     """Steps between saves to resume from; by default with every evaluation."""
+    keep: Count = 1
+    """States to resume from that are kept: the newest is ``RUN/last``, older ones are ``RUN/kept/step-…``."""
     log_every: Count = 10
     patience: Count | None = None
     """Evaluations without a better one after which training stops."""

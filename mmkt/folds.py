@@ -96,7 +96,7 @@ def _one(config: Experiment) -> list[Row]:
     if state == "begun" and distributed.rank() == 0 and not (run / "best").exists():
         shutil.rmtree(run)  # killed before its first saved step: there is nothing to continue
     distributed.wait()
-    found = launch.train(config, resume=state == "saved")
+    found = launch.train(config, resume=(run / "config.json").is_file())
     assert isinstance(found, list)
     return found
 

@@ -225,7 +225,7 @@ def train(
 
     Args:
         config: the experiment.
-        resume: continue the run in its folder.
+        resume: continue the run in its folder; where nothing was saved yet, from its first step.
         dry: only say what would happen; the return value is that, as plain data.
         max_time: seconds after which training stops at the next logged step.
         workshop: what other trainings of this process made, and may have from this one.
@@ -269,7 +269,9 @@ def train(
     try:
         with stop:
             transfer = setup.parts.build("transfer", config.transfer)
-            speed = fit(setup.learner, setup.feed, transfer, run, accelerator, config.train, seed=config.seed, resumed=resume)
+            speed = fit(
+                setup.learner, setup.feed, transfer, run, accelerator, config.train, seed=config.seed, resumed=run.resumed
+            )
     except Stopped as stopped:
         stopped.asked = any(distributed.everyone(stop.asked))
         _finish(accelerator)

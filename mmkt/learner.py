@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmkt import generators
 from mmkt.distributed import total, world_size
 from mmkt.experiment import Experiment
 from mmkt.model import Model, matches
@@ -178,7 +179,7 @@ class Learner(nn.Module):
         if not self.active:
             self.active = active
             return [name for name, p in self.named().items() if p.requires_grad]
-        with torch.random.fork_rng(devices=[batch.row.device] if batch.row.device.type == "cuda" else []):
+        with generators.untouched():
             loss, _ = self(batch, self.counts([batch]))
             loss.backward()
         self.active = active

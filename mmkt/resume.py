@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from mmkt import checkpoint, distributed
+from mmkt import checkpoint, distributed, generators, kept
+from mmkt.checkpoint import CheckpointError
 from mmkt.distributed import placed_like
 from mmkt.learner import Learner
 
@@ -31,7 +31,9 @@ class Progress:
     stuck: int = 0  # logs since the loss was clearly lower than that
 
 
-def save(folder: Path, learner: Learner, optimizer: Any, scaler: Any, progress: Progress, frozen: Collection[str]) -> None:
+def save(
+    folder: Path, learner: Learner, optimizer: Any, scaler: Any, progress: Progress, frozen: Collection[str], keep: int = 1
+) -> None:
     """Write the state (rank 0 writes, all take part): the same files whether the learner is sharded or not.
 
     Args:
@@ -41,17 +43,18 @@ def save(folder: Path, learner: Learner, optimizer: Any, scaler: Any, progress: 
         scaler: of fp16, or None.
         progress: where training stands.
         frozen: names of parameters that no phase trains: kept as a hash.
+        keep: how many states there are at most: this one, and those before it in ``kept/``, beside ``folder``.
     """
-    generators, hashed = distributed.everyone(_generators()), digest(learner, frozen)
+    drawn, hashed = distributed.everyone(generators.state()), digest(learner, frozen)
     own = {name: x for name, x in learner.state_dict().items() if name.removeprefix("model.") not in frozen}
-    kept, moments = distributed.collected(own), distributed.collected(_moments(optimizer))
+    weights, moments = distributed.collected(own), distributed.collected(_moments(optimizer))
     if distributed.rank() == 0:
-        with checkpoint.atomic(folder) as new:
-            checkpoint.write_tensors(new / "learner.safetensors", kept)
+        with checkpoint.atomic(folder, kept.retire(keep)) as new:
+            checkpoint.write_tensors(new / "learner.safetensors", weights)
             checkpoint.write_tensors(new / "optimizer.safetensors", moments)
             checkpoint.write_tensors(
                 new / "generators.safetensors",
-                {f"{rank}/{name}": x for rank, states in enumerate(generators) for name, x in states.items()},
+                {f"{rank}/{name}": x for rank, states in enumerate(drawn) for name, x in states.items()},
             )
             state = {"progress": asdict(progress), "frozen": hashed}
             checkpoint.write_json(new / "state.json", state | {"scaler": scaler.state_dict() if scaler else None})
@@ -62,16 +65,25 @@ def load_learner(folder: Path, learner: Learner, frozen: Collection[str]) -> Pro
     """Restore weights and say where training stood.
 
     Raises:
-        CheckpointError: the state is damaged, or the frozen weights are not those it was saved with.
+        CheckpointError: the state or the best checkpoint is damaged, or the frozen weights are not those it was saved with.
     """
+    kept.refuse_damaged(folder)
     state = checkpoint.read_json(folder / "state.json")
     if state["frozen"] != digest(learner, frozen):
-        raise checkpoint.CheckpointError(f"the frozen pretrained weights are not those that {folder} was trained with")
+        raise CheckpointError(f"the frozen pretrained weights are not those that {folder} was trained with")
+    load_weights(folder, learner, frozen)
+    progress = Progress(**state["progress"] | {"taken": tuple(state["progress"].get("taken", ()))})
+    if progress.best is not None:  # missed at the end of training, the last step would be taken for the best
+        checkpoint.names_of(folder.with_name("best") / "model.safetensors")
+    return progress
+
+
+def load_weights(folder: Path, learner: Learner, frozen: Collection[str]) -> None:
+    """Restore the learner's tensors, but for those that no phase trains."""
     own = learner.state_dict()
     optional = frozenset(name for name in own if name.removeprefix("model.") in frozen)
     path = folder / "learner.safetensors"
     checkpoint.load_strict(learner, checkpoint.read_tensors(path), path, optional)
-    return Progress(**state["progress"] | {"taken": tuple(state["progress"].get("taken", ()))})
 
 
 def load_optimizer(folder: Path, optimizer: Any, scaler: Any) -> None:
@@ -89,12 +101,8 @@ def load_optimizer(folder: Path, optimizer: Any, scaler: Any) -> None:
 
 def load_generators(folder: Path) -> None:
     """Restore this rank's random generators; a rank that was not there keeps what it was seeded with."""
-    states = checkpoint.read_tensors(folder / "generators.safetensors")
-    own = f"{distributed.rank()}/"
-    if f"{own}cpu" in states:
-        torch.set_rng_state(states[f"{own}cpu"])
-        if f"{own}cuda" in states and torch.cuda.is_available():
-            torch.cuda.set_rng_state(states[f"{own}cuda"])
+    states, own = checkpoint.read_tensors(folder / "generators.safetensors"), f"{distributed.rank()}/"
+    generators.restore({name.removeprefix(own): x for name, x in states.items() if name.startswith(own)})
 
 
 def digest(learner: Learner, names: Collection[str]) -> str:
@@ -113,10 +121,3 @@ def _moments(optimizer: Any) -> dict[str, Tensor]:
         for name, parameter in zip(group["names"], group["params"])
         for key, value in optimizer.state[parameter].items()
     }
-
-
-def _generators() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from mmkt import distributed
-from mmkt.checkpoint import CheckpointError, read_json, settle, write_json
+from mmkt import checkpoint, distributed
+from mmkt.checkpoint import CheckpointError, read_json, settle, write_json, write_text
 from mmkt.config import dump, revive
 from mmkt.experiment import Experiment
 
@@ -23,7 +24,10 @@ BEFORE_A_STEP = {"config.json", "environment.json", "bad_rows.jsonl", "tensorboa
 
 
 class Run:
-    """``FOLDER/{config.json, environment.json, metrics.jsonl, best/, last/, tensorboard/}``.
+    """``FOLDER/{config.json, environment.json, metrics.jsonl, best/, last/, kept/, tensorboard/}``.
+
+    A run that was cut off before anything was saved starts again from its first step when it is resumed: whoever submits the
+    same command again and again need not know how far it came. ``resumed`` says whether there is a state to continue from.
 
     Args:
         folder: where it is.
@@ -40,16 +44,23 @@ class Run:
         problem = distributed.from_first(self._problem(config, fingerprint, resume))
         if problem:
             raise CheckpointError(problem)
+        self.resumed = distributed.from_first(resume and (self.last.exists() or (self.folder / "kept").exists()))
         if distributed.rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not resume:
-                (self.folder / "config.json").write_text(dump(config), encoding="utf-8")
+            if resume:
+                checkpoint.tidy(self.folder / "best")
+            if resume and not self.resumed:
+                distributed.say(f"nothing was saved in {self.folder}: it starts again from its first step")
+                shutil.rmtree(self.folder / "best", ignore_errors=True)
+                self.rewind(0)
             write_json(self.folder / "environment.json", environment() | {"seed": config.seed, "data": fingerprint})
+            if not resume:  # last: where it lies, a run can be resumed
+                write_text(self.folder / "config.json", dump(config))
         distributed.wait()
 
     def _problem(self, config: Experiment, fingerprint: str, resume: bool) -> str | None:
-        there = {file.name for file in self.folder.iterdir()} if self.folder.exists() else set()
-        if there <= BEFORE_A_STEP:
+        there = {file.name.removesuffix(".new") for file in self.folder.iterdir()} if self.folder.exists() else set()
+        if there <= BEFORE_A_STEP and not (resume and (self.folder / "config.json").is_file()):
             return f"there is no run to resume in {self.folder}: leave --resume out" if resume else None
         if not resume:
             return f"{self.folder} has a run already: --resume continues it, run=OTHER starts another, or delete the folder"
@@ -80,7 +91,7 @@ class Run:
         path = self.folder / "metrics.jsonl"
         if distributed.rank() == 0 and path.exists():
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def stage(folder: Path, split: str) -> Literal["new", "begun", "saved", "ended"]:

@@ -1,9 +1,10 @@
-"""The commands that train many times: folds, studies, searches. As in ``cli``, nothing heavy is imported before it is needed."""
+"""The commands that train many times. As in ``cli``, nothing heavy is imported before it is needed."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,19 @@ def transferability(options: argparse.Namespace) -> None:
         file = sources.write(found, Path(study.run))
         print(json.dumps(ranking.as_json(found))) if options.json else ranking.table(found, Console())
         distributed.say(f"written: {file}")
+
+
+def verify_resume(options: argparse.Namespace) -> None:
+    """Kill and resume a short training; exit 1 where it is not the one that nobody killed."""
+    from rich.console import Console
+
+    from mmkt.verify import as_json, show, verify
+
+    asked = {name: getattr(options, name) for name in ("kills", "seed", "processes", "steps", "out")}
+    found = verify(options.config, options.overrides, **asked)
+    print(json.dumps(as_json(found))) if options.json else show(found, Console())
+    if not found.equal:
+        sys.exit(1)
 
 
 def _reported(reports: Any, results: Any, page: Path, options: argparse.Namespace) -> None:

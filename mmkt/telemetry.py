@@ -20,6 +20,8 @@ from mmkt.learner import Learner
 from mmkt.run import Run
 from mmkt.types import Batch
 
+CLOCK = frozenset({"rows/s"})  # figures of metrics.jsonl that the clock gives: all others are the same each time
+
 
 class TrainingError(ValueError):
     """Training had to stop, and why."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from mmkt import checkpoint, distributed, optim, resume
+from mmkt import checkpoint, distributed, generators, kept, optim, resume
 from mmkt.copies import on_device
 from mmkt.experiment import Train
 from mmkt.feed import Feed
@@ -62,7 +62,7 @@ def fit(
         shard(learner, accelerator)
     else:
         learner.to(accelerator.device)
-    torch.manual_seed(seed + distributed.rank())  # dropout differs by rank
+    generators.seed(seed + distributed.rank())  # dropout differs by rank
     loop = _Loop(learner, feed, transfer.phases(learner, steps_of(train, feed)), run, accelerator, train, resumed)
     with loop.watch:
         while loop.at.phase < len(loop.plan) and not loop.at.done:
@@ -112,6 +112,7 @@ class _Loop:
             learner.compile()  # in place: names stay; evaluation calls the model, which is not compiled
         self.at, self.resumed = Progress(), resumed
         if resumed:
+            kept.tidy(run.last, train.keep)
             self.at = resume.load_learner(run.last, learner, self.frozen)
             for k, steps in enumerate(self.at.taken):
                 self._cut(k, steps)
@@ -121,6 +122,8 @@ class _Loop:
     def phase(self, phase: Phase) -> None:
         """One phase: what trains, its optimiser, its steps."""
         at, train = self.at, self.train
+        if self.resumed and not at.step:  # what objectives draw as they begin, they drew from there
+            resume.load_generators(self.run.last)
         trains = self.learner.begin(phase)
         if not at.step:
             distributed.say(self.learner.words(phase))
@@ -137,11 +140,11 @@ class _Loop:
         groups = optim.groups(trains, train.lr, train.weight_decay, phase.lr)
         optimizer = torch.optim.AdamW(groups, betas=train.betas, fused=train.fused or None)
         wrapped, optimizer = self._prepared(optimizer)
-        if self.resumed:
+        if self.resumed and at.step:
+            resume.load_weights(self.run.last, self.learner, self.frozen)  # the phase began before it was saved: no other memory
             resume.load_generators(self.run.last)
-            if at.step:
-                resume.load_optimizer(self.run.last, optimizer, self.accelerator.scaler)
-            self.resumed = False
+            resume.load_optimizer(self.run.last, optimizer, self.accelerator.scaler)
+        self.resumed = False
         batches = self._batches(phase, at.step, phase.steps)
         while at.step < phase.steps and not at.done and not self._stuck(phase):
             self.step(phase, wrapped, optimizer, batches, list(trains.values()))
@@ -246,7 +249,7 @@ class _Loop:
         stop = self.accelerator.check_trigger()  # here alone: a flush waits for all processes anyway, and resuming stays exact
         if saves or stop:
             state = self._ended() if last else at
-            resume.save(self.run.last, self.learner, optimizer, self.accelerator.scaler, state, self.frozen)
+            resume.save(self.run.last, self.learner, optimizer, self.accelerator.scaler, state, self.frozen, self.train.keep)
         if stop:
             raise Stopped(at.total, self.total)
 

@@ -30,12 +30,12 @@ def train(config: str, settings: Sequence[str], run: Path, seed: int) -> None:
     if stands == "ended":
         return
     command = [sys.executable, "-m", "mmkt.cli", "train", config, *settings, f"seed={seed}", f"run={run}"]
-    if stands == "saved":
+    if stands != "new":
         command.append("--resume")
     with run.with_name(f"{run.name}.log").open("a", encoding="utf-8") as log:
         done = subprocess.run(command, stdout=log, stderr=log, check=False)
     if done.returncode:
-        raise SystemExit(f"{run} failed: its output is in {run}.log; a folder without a saved step has to be deleted")
+        raise SystemExit(f"{run} failed: its output is in {run}.log")
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from multiprocessing import connection, forkserver
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
@@ -26,6 +27,8 @@ CONTEXT.set_forkserver_preload(
         "mmkt.encoders.spectrogram",
         "mmkt.encoders.table",
         "mmkt.encoders.timm_image",
+        "mmkt.verify.processes",
+        "pandas",
         "torch.distributed.fsdp",
         "transformers.models.bert.modeling_bert",
         "transformers.models.auto.tokenization_auto",
@@ -33,11 +36,16 @@ CONTEXT.set_forkserver_preload(
 )
 
 
-def begun(function: Callable[..., None], *arguments: object, said: Path, **environment: str) -> BaseProcess:
-    """A process at work on a function; what it prints goes to the file ``said``."""
+def context() -> BaseContext:
+    """Of the server, which runs by then."""
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):  # the server finds what this process finds
         forkserver.ensure_running()
-    process = CONTEXT.Process(target=_work, args=(function, arguments, environment, said))
+    return CONTEXT
+
+
+def begun(function: Callable[..., None], *arguments: object, said: Path, **environment: str) -> BaseProcess:
+    """A process at work on a function; what it prints goes to the file ``said``."""
+    process = context().Process(target=_work, args=(function, arguments, environment, said))
     process.start()
     return process
 

@@ -9,10 +9,10 @@ import pytest
 
 HOME = Path(__file__).parent.parent / "mmkt"
 FLOORS = [
-    ["types", "parts", "distributed", "doctor", "workshop"],
+    ["types", "parts", "distributed", "doctor", "workshop", "generators"],
     ["config", "catalogue", "launcher", "arguments"],
     ["experiment", "schema", "pretrained", "checkpoint"],
-    ["layers", "push"],
+    ["layers", "push", "kept"],
     [
         "study",
         "search_file",
@@ -40,7 +40,7 @@ FLOORS = [
     ["evaluation_page"],
     ["train", "evaluate"],
     ["launch", "ensemble"],
-    ["folds", "studies", "embed", "calibrate", "tokenizer", "candidates"],
+    ["folds", "studies", "embed", "calibrate", "tokenizer", "candidates", "verify"],
     ["transferability"],
     ["study_commands"],
     ["cli"],

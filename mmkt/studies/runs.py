@@ -107,7 +107,8 @@ def stands(config: Experiment) -> tuple[str, str | None]:
 
 
 def forget_state(run: Path) -> None:
-    """Remove the optimiser's state of a run that has ended: only resuming reads it."""
+    """Remove the tensors to resume from of a run that has ended: only resuming reads them."""
+    shutil.rmtree(run / "kept", ignore_errors=True)
     for file in settle(run / "last").glob("*.safetensors"):
         file.unlink()
 
