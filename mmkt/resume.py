@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,15 @@ class Progress:
     stuck: int = 0  # logs since the loss was clearly lower than that
 
 
-def save(folder: Path, learner: Learner, optimizer: Any, scaler: Any, progress: Progress, frozen: Collection[str]) -> None:
+def save(
+    folder: Path,
+    learner: Learner,
+    optimizer: Any,
+    scaler: Any,
+    progress: Progress,
+    frozen: Collection[str],
+    mean: Mapping[str, Tensor],
+) -> None:
     """Write the state (rank 0 writes, all take part): the same files whether the learner is sharded or not.
 
     Args:
@@ -41,14 +49,18 @@ def save(folder: Path, learner: Learner, optimizer: Any, scaler: Any, progress: 
         scaler: of fp16, or None.
         progress: where training stands.
         frozen: names of parameters that no phase trains: kept as a hash.
+        mean: averaged weights, by the learner's names; none where nothing is averaged.
     """
     generators, hashed = distributed.everyone(_generators()), digest(learner, frozen)
     own = {name: x for name, x in learner.state_dict().items() if name.removeprefix("model.") not in frozen}
     kept, moments = distributed.collected(own), distributed.collected(_moments(optimizer))
+    averaged = distributed.collected(mean)
     if distributed.rank() == 0:
         with checkpoint.atomic(folder) as new:
             checkpoint.write_tensors(new / "learner.safetensors", kept)
             checkpoint.write_tensors(new / "optimizer.safetensors", moments)
+            if averaged:
+                checkpoint.write_tensors(new / "average.safetensors", averaged)
             checkpoint.write_tensors(
                 new / "generators.safetensors",
                 {f"{rank}/{name}": x for rank, states in enumerate(generators) for name, x in states.items()},
@@ -80,11 +92,20 @@ def load_optimizer(folder: Path, optimizer: Any, scaler: Any) -> None:
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"]):
             own = {key.rpartition("/")[2]: x for key, x in tensors.items() if key.rpartition("/")[0] == name}
-            # AdamW keeps its step counter on the CPU
-            optimizer.state[parameter] = {k: x if k == "step" else placed_like(x, parameter) for k, x in own.items()}
+            # torch's optimisers keep their step counter on the CPU, and as a float32 tensor; an integer was a Python number
+            optimizer.state[parameter] = {
+                k: int(x) if x.dtype == torch.int64 else x if k == "step" else placed_like(x, parameter) for k, x in own.items()
+            }
     state = checkpoint.read_json(folder / "state.json")
     if scaler and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
+
+
+def load_average(folder: Path, mean: Mapping[str, Tensor]) -> None:
+    """Restore averaged weights in place."""
+    if mean:
+        for name, x in checkpoint.read_tensors(folder / "average.safetensors").items():
+            mean[name].copy_(placed_like(x, mean[name]))
 
 
 def load_generators(folder: Path) -> None:
@@ -107,12 +128,17 @@ def digest(learner: Learner, names: Collection[str]) -> str:
 
 
 def _moments(optimizer: Any) -> dict[str, Tensor]:
-    return {
-        f"{name}/{key}": value
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["names"], group["params"])
-        for key, value in optimizer.state[parameter].items()
-    }
+    """What an optimiser keeps, as ``PARAMETER/KEY``."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"]):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                value = torch.as_tensor(value)
+                # safetensors takes no tensor twice; bitsandbytes shares one table of quantiles between all parameters
+                found[f"{name}/{key}"] = value.clone() if id(value) in seen else value
+                seen.add(id(value))
+    return found
 
 
 def _generators() -> dict[str, Tensor]:
