@@ -31,7 +31,8 @@ from mmkt.workshop import Workshop
 KEPT = 0.9  # of the smoothed loss at a step
 WORSE = 3.0  # times its lowest value above that: it diverges (four times as high, as in fastai)
 BEYOND = 0.1  # the suggestion's share of the rate at which the loss was lowest
-SETTLED = 10  # steps after which the smoothed loss says something
+SETTLED = 5  # steps after which the smoothed loss says something
+FEWEST = 20  # steps of a curve
 
 
 class Range(NamedTuple):
@@ -83,8 +84,8 @@ def find_lr(
     """
     if not 0 < low < high:
         raise ConfigError([("--from", f"has to be above zero and below --to, found --from {low:g} --to {high:g}")])
-    if steps < 3 * SETTLED:
-        raise ConfigError([("--steps", f"a curve takes {3 * SETTLED} or more, found {steps}")])
+    if steps < FEWEST:
+        raise ConfigError([("--steps", f"a curve takes {FEWEST} or more, found {steps}")])
     refuse_sharding()
     config = _growing(config, low, high, steps)
     names = [stream.split for stream in config.data.streams.values()] or [config.data.train]
@@ -95,7 +96,7 @@ def find_lr(
     if config.train.checkpointing:
         checkpoint_encoders(setup.learner, [chosen])
     losses = distributed.from_first(_losses(setup, config, chosen, accelerator, Path(out)))
-    rates = [config.train.lr * optim.share(step, steps, config.train) for step in range(len(losses))]
+    rates = [config.train.lr * optim.share(step, steps, config.train) for step in range(steps)]
     found = judged(chosen.name, rates, losses)
     if distributed.rank() == 0:
         write(found, Path(out))
@@ -168,7 +169,7 @@ def diverges(smoothed: Sequence[float]) -> bool:
 
 
 def judged(phase: str, rates: Sequence[float], losses: Sequence[float]) -> Range:
-    """The rates that a curve speaks for.
+    """The rates that a curve speaks for; a loss for every rate, or for the first ones where it diverged.
 
     A tenth of the rate at which the loss was lowest is suggested: where the loss falls most steeply is a matter of the noise
     of a few batches, where it stops falling is not.
@@ -177,17 +178,16 @@ def judged(phase: str, rates: Sequence[float], losses: Sequence[float]) -> Range
         ConfigError: the loss was no lower at any rate than at the first ones.
     """
     smoothed = smooth(losses)
-    if len(losses) <= SETTLED:
-        raise ConfigError([("--from", f"the loss diverged after {len(losses)} steps: give a lower one than {rates[0]:g}")])
-    lowest = SETTLED + int(np.argmin(smoothed[SETTLED:]))
-    if lowest == SETTLED:
-        raise ConfigError(
-            [("--to", f"the loss did not fall between {rates[0]:g} and {rates[-1]:g}: give other rates, or more --steps")]
-        )
+    lowest = SETTLED + int(np.argmin(smoothed[SETTLED:])) if len(smoothed) > SETTLED else 0
+    if lowest <= SETTLED:
+        span = f"{rates[0]:g} to {rates[max(0, len(losses) - 1)]:g} ({len(losses)} steps)"
+        words = f"the loss was lowest at the first rates of {span}: give a lower --from, or where it just stays a higher --to"
+        raise ConfigError([("--from", words)])
+    diverged, rates = len(losses) < len(rates) or diverges(smoothed), list(rates[: len(losses)])
     slopes = np.gradient(np.array(smoothed), np.log(rates))[SETTLED : lowest + 1]
     steepest = SETTLED + int(np.argmin(slopes))
     suggested = float(f"{BEYOND * rates[lowest]:.1e}")
-    return Range(phase, list(rates), list(losses), smoothed, diverges(smoothed), rates[lowest], rates[steepest], suggested)
+    return Range(phase, rates, list(losses), smoothed, diverged, rates[lowest], rates[steepest], suggested)
 
 
 def write(found: Range, folder: Path) -> None:

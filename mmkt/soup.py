@@ -16,7 +16,7 @@ from mmkt.card import model_card
 from mmkt.evaluate import feed_of, revived
 from mmkt.experiment import Experiment
 from mmkt.feed import Feed
-from mmkt.model import Model
+from mmkt.model import Model, locate
 from mmkt.parts import ConfigError, Parts
 from mmkt.predictions import predict
 from mmkt.report import Sheet, number
@@ -145,16 +145,23 @@ def _refuse_other(one: str, first: Model, other: str, model: Model) -> None:
     shapes = [{name: x.shape for name, x in m.state_dict().items()} for m in (first, model)]
     if shapes[0] != shapes[1]:
         raise ConfigError(f"{one} and {other} have other tensors: were both made by this version of mmkt?")
-    seeds = [m.config.seed for m in (first, model) if m.config]
-    if seeds[0] != seeds[1] and first.config.model.start == model.config.model.start is not None:
-        distributed.say(f"{one} and {other} have other seeds: what {model.config.model.start} lacks was drawn apart")
-    origins = [(m.config.model.start or f"the seed {m.config.seed}") for m in (first, model) if m.config]
-    if origins[0] != origins[1]:
-        words = "weights that were drawn apart have no average worth having"
+    origins = [(m.config.model.start, m.config.seed) for m in (first, model) if m.config]
+    if origins[0] != origins[1] and not _is_whole(origins, model):
+        places = [f"{begun + ' and ' if begun else ''}the seed {seed}" for begun, seed in origins]
         raise ConfigError(
-            f"{one} began at {origins[0]}, {other} at {origins[1]}: {words}. Train them from one point (model.start=CHECKPOINT, "
-            "or one seed with other settings), or let them answer together (mmkt ensemble)"
+            f"{one} began at {places[0]}, {other} at {places[1]}: weights that were drawn apart have no average worth having. "
+            "Train them from one checkpoint of all parts (model.start), or with one seed and other settings; mmkt ensemble lets "
+            "them answer together as they are"
         )
+
+
+def _is_whole(origins: Sequence[tuple[str | None, int]], model: Model) -> bool:
+    """Whether two models took every weight from one checkpoint, so that their seeds drew nothing."""
+    begun = {path for path, _ in origins}
+    if len(begun) > 1 or None in begun:
+        return False
+    there = checkpoint.read_tensors(locate(str(begun.pop())) / "model.safetensors")
+    return all(name in there and there[name].shape == x.shape for name, x in model.state_dict().items())
 
 
 def _meaning(vocabularies: Mapping[str, Any]) -> str:

@@ -317,8 +317,8 @@ def test_several_processes_average_alike(tiny_settings, tmp_path):
     # AdamW would make steps of the rate's size out of gradients that are rounding alone
     tiny_settings["train"] |= {"average": {"name": "swa", "start": 0.3}, "steps": 6, "lr": 0.05, "optimizer": "sgd"}
     (tmp_path / "settings.json").write_text(json.dumps(tiny_settings))
-    for world in (1, 2):
-        together(world, _averaged, tmp_path, world, said=tmp_path)
+    together(2, _averaged, tmp_path, 2, said=tmp_path)
+    _averaged(tmp_path, 1)
     one, two = (load_file(tmp_path / f"run-{world}/last/average.safetensors") for world in (1, 2))
     last = load_file(tmp_path / "run-2/last/learner.safetensors")
     for name in one:
