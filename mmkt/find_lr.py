@@ -212,8 +212,8 @@ def plot(found: Range) -> Figure:
     axes.plot(found.rates, found.smoothed, color=COLOURS[0], label="smoothed")
     for name, colour in (("suggested", COLOURS[1]), ("steepest", COLOURS[2]), ("lowest", COLOURS[3])):
         axes.axvline(getattr(found, name), color=colour, linestyle="--", linewidth=1, label=f"{name}: {getattr(found, name):.1e}")
-    shown = [x for x in found.smoothed if math.isfinite(x)]
-    axes.set_ylim(min(shown) - 0.1 * abs(min(shown)), min(max(shown[: SETTLED + 1]) * 1.5, max(shown)) + 0.1 * abs(max(shown)))
+    low, begun = min(found.losses), max(found.losses[: SETTLED + 1])
+    axes.set_ylim(low - 0.1 * (begun - low), begun + 0.5 * (begun - low))  # what diverges leaves the picture
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", title=f"range test, phase {found.phase}")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
