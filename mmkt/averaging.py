@@ -29,15 +29,12 @@ class Averaged:
 
     def __init__(self, learner: Learner, frozen: Collection[str], average: Average | None, steps: int):
         self.learner, self.average, self.steps = learner, average, steps
-        found: dict[str, Tensor] = {}
+        self.mean: dict[str, Tensor] = {}
         if average is not None:
-            parameters = {name for name, _ in learner.named_parameters() if name.removeprefix("model.") not in frozen}
-            found = {
-                name: x
-                for name, x in learner.state_dict().items()
-                if name in parameters or (name in self._buffers() and x.is_floating_point())
-            }
-        self.mean = {name: x.clone() for name, x in found.items()}
+            wanted = {name for name, _ in learner.named_parameters() if name.removeprefix("model.") not in frozen}
+            wanted |= self._buffers()
+            own = learner.state_dict().items()
+            self.mean = {name: x.clone() for name, x in own if name in wanted and x.is_floating_point()}
 
     def live(self) -> dict[str, Tensor]:
         """The weights themselves, by the same names; looked up anew, as wrapping for several processes moves them."""

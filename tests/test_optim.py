@@ -180,6 +180,19 @@ def test_muon_takes_matrices_alone_and_adamw_all_else(small):
     assert not torch.equal(reference.state[copy]["momentum_buffer"], torch.zeros_like(copy))
 
 
+def test_rates_by_pattern_go_with_every_transfer(small):
+    for name in ("full", "probe", "lp_ft", "thaw", "fpt"):
+        setup = launch.build(experiment(small))
+        config = experiment(small, f"transfer={name}", "transfer.lr={heads: 0.25}")
+        last = launch.plan_of(setup, config)[-1]
+        made = optim.optimizer(setup.learner, setup.learner.begin(last), Train(lr=0.1), last.lr)
+        optim.set_rate(made, 0.5)
+        rates = {n: g["lr"] for g in made.param_groups for n in g["names"]}
+        assert {n.split(".")[0] for n, rate in rates.items() if rate == 0.0125} == {"heads"}
+        assert {n.split(".")[0] for n, rate in rates.items() if rate == 0.05} >= {"space", "fusion"}
+        assert set(rates.values()) == {0.0125, 0.05}
+
+
 def test_a_python_number_in_an_optimisers_state_comes_back_as_one(small, monkeypatch):
     """As bitsandbytes counts its steps; it also shares one table between all parameters."""
 
