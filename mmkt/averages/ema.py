@@ -12,16 +12,15 @@ from mmkt.types import Average
 class Ema(Average):
     """Exponential moving average (Polyak and Juditsky, 1992; Tarvainen and Valpola, 2017): later weights count more.
 
-    It begins as a plain average, in which the weights drawn at random soon count for nothing: after t steps the weights of
-    before keep the share min(``decay``, (1 + t) / (10 + t)). A short training takes a lower ``decay``: at 0.999 about the
-    last thousand steps count.
+    After t steps the average keeps the share min(``decay``, (1 + t) / (10 + t)) of itself, so that the weights drawn at random
+    soon count for nothing: it reaches about a ninth of the steps back, and at the most 1 / (1 - ``decay``) of them.
     """
 
-    def __init__(self, *, decay: Annotated[float, Field(ge=0, lt=1)] = 0.99):
+    def __init__(self, *, decay: Annotated[float, Field(ge=0, lt=1)] = 0.999):
         """Remember the settings.
 
         Args:
-            decay: what the average keeps of itself at a step; it reaches about 1 / (1 - decay) steps back.
+            decay: what the average keeps of itself at a step, at the most.
         """
         self.decay = decay
 
