@@ -30,6 +30,14 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--resume", action="store_true", help="continue the run in its folder, from its last save (or its start)")
     one.add_argument("--max-time", metavar="3h30m", help="stop in good order after this time, with exit status 75")
     one.add_argument("--dry-run", action="store_true", help="say what would happen: shapes, parameters, memory, time")
+    one = command("find-lr", "find_lr", "raise the learning rate step by step on training batches, and suggest one")
+    one.add_argument("config", help="an experiment file (YAML)")
+    one.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as train.optimizer=sgd")
+    one.add_argument("--from", dest="low", type=float, default=1e-6, help="the first rate (1e-6)")
+    one.add_argument("--to", dest="high", type=float, default=1.0, help="the last rate (1)")
+    one.add_argument("--steps", type=int, default=100, help="how many (100)")
+    one.add_argument("--phase", help="of the transfer strategy; by default its last one")
+    one.add_argument("--out", default="checkpoints/find-lr", help="the folder it writes (checkpoints/find-lr)")
     one = command("evaluate", "evaluate", "evaluate a checkpoint")
     one.add_argument("checkpoint", help="its folder, or a Hub id")
     one.add_argument("overrides", nargs="*", metavar="key=value", help="of data.… and evaluate.…, such as data.batch_size=1")
@@ -49,6 +57,19 @@ def parser() -> argparse.ArgumentParser:
     one = command("ensemble", "ensemble", "evaluate separately trained checkpoints that answer together")
     one.add_argument("checkpoints", nargs="+", help="two folders or Hub ids or more; settings of data.… and evaluate.… too")
     one.add_argument("--out", default="checkpoints/ensemble", help="where to write (checkpoints/ensemble)")
+    one.add_argument("--plugins", nargs="+", default=[], help="folders or packages that their parts may come from")
+    one = command("average", "average", "average checkpoints' weights into one: a soup, or with the model at its start")
+    one.add_argument("checkpoints", nargs="+", help="folders or Hub ids of one model; settings of data.… too")
+    one.add_argument("--out", required=True, help="the folder it writes, which must not be there")
+    one.add_argument("--greedy", action="store_true", help="take only those that make the average no worse on validation")
+    one.add_argument(
+        "--with-start",
+        nargs="*",
+        type=float,
+        metavar="ALPHA",
+        help="average with the model as it was before training, ALPHA of the trained; by default the best of 0, 0.1 … 1",
+    )
+    one.add_argument("--metric", metavar="TASK/METRIC", help="by default what the first one was chosen by")
     one.add_argument("--plugins", nargs="+", default=[], help="folders or packages that their parts may come from")
     one = command("embed", "embed", "a manifest's rows as vectors: each modality in the shared space, and fused")
     one.add_argument("checkpoint", help="its folder, or a Hub id")

@@ -119,11 +119,11 @@ def _fits(learner: Learner, feed: Feed, plan: Sequence[Phase], train: Train, acc
 
 
 def _step(learner: Learner, batch: Batch, phase: Phase, train: Train, accelerator: Accelerator) -> None:
-    """Two steps of a phase, as the loop makes them: in the second AdamW's moments are there too."""
+    """Two steps of a phase, as the loop makes them: in the second an optimiser's memory is there too."""
     trains = learner.begin(phase)
     # several processes keep every gradient twice: in the buckets that are summed over them
     buckets = [torch.empty_like(p) for p in trains.values()] if accelerator.num_processes > 1 else []
-    optimizer = torch.optim.AdamW(optim.groups(trains, train.lr, train.weight_decay, phase.lr), fused=train.fused or None)
+    optimizer = optim.optimizer(learner, trains, train, phase.lr)
     for _ in range(2):
         here = batch.to(accelerator.device)
         for _, objective in learner.parts():

@@ -13,6 +13,7 @@ from typing import Any
 
 from mmkt.arguments import parser
 from mmkt.study_commands import ablate, folds, search, transfer, transferability, verify_resume  # noqa: F401 - main finds them by name
+from mmkt.tuning_commands import average, find_lr  # noqa: F401
 
 JSON = {"table": '{"age": 61}', "features": "[0.1, 0.2]"}  # kinds of cells that are typed as JSON, each with an example
 

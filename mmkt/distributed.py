@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -93,11 +93,16 @@ def placed_like(x: Tensor, other: Tensor) -> Tensor:
 
 def share_buffers(module: nn.Module) -> None:
     """Give every process rank 0's buffers: statistics of a batch norm are each process's own."""
+    share(module.buffers())
+
+
+def share(tensors: Iterable[Tensor]) -> None:
+    """Give every process rank 0's values of some tensors, in place; none of them is sharded."""
     if world_size() > 1:
-        for buffer in module.buffers():
-            value = buffer.contiguous()
+        for tensor in tensors:
+            value = tensor.contiguous()
             dist.broadcast(value, src=0)
-            buffer.copy_(value)
+            tensor.copy_(value)
 
 
 def is_lost(error: RuntimeError) -> bool:

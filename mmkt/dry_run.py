@@ -26,7 +26,7 @@ def dry_run(
     """
     learner.to(device)
     trains = learner.begin(plan[0])
-    optimizer = torch.optim.AdamW(optim.groups(trains, train.lr, train.weight_decay, plan[0].lr))
+    optimizer = optim.optimizer(learner, trains, train, plan[0].lr)
     batch = next(feed.training(0, 1)).to(device)
     stored = 0
 

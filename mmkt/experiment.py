@@ -146,14 +146,26 @@ class Train(Section):
     """Passes over the training rows; give this or ``steps``."""
     steps: Count | None = None
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt", "step", "exponential"] = "cosine"
+    """How the rate goes after its warm-up, in every phase. ``wsd`` stays high and falls at the end (``decay``); ``step`` falls
+    to a tenth after half of the steps and to a hundredth after three quarters."""
     warmup: Share = 0.06
     """Share of the steps over which the rate climbs from zero."""
+    lr_end: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """What the schedule falls towards, as a share of ``lr``; by default zero, and a hundredth for ``exponential``."""
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the steps over which ``wsd`` falls."""
+    optimizer: Literal["adamw", "sgd", "adafactor", "muon", "adamw8bit"] = "adamw"
+    """``muon`` moves matrices of encoders, space and fusion, AdamW all else. ``adamw8bit`` needs the extra 8bit."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Decoupled, off for biases, norms and vectors."""
+    """Decoupled (but of ``sgd``), off for biases, norms and vectors."""
     betas: tuple[Share, Share] = (0.9, 0.999)
+    momentum: Share | None = None
+    """Of ``sgd`` (0.9 by default) and of ``muon`` (0.95)."""
     fused: bool = False
-    """One kernel for all of AdamW: faster steps for small models, other last digits."""
+    """One kernel for all of AdamW or SGD: faster steps for small models, other last digits."""
+    average: Annotated[dict, PartOf("averages")] | None = None
+    """An average of the weights, which is evaluated, chosen and saved in place of those that train (``ema``, ``swa``)."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the gradient."""
     accumulate: Count = 1

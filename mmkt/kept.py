@@ -60,7 +60,7 @@ def problem(folder: Path) -> str | None:
     """
     try:
         checkpoint.read_json(folder / "state.json")
-        for name in TENSORS:
+        for name in sorted({*TENSORS, *(file.name for file in folder.glob("*.safetensors"))}):
             checkpoint.names_of(folder / name)
     except CheckpointError as error:
         return str(error)

@@ -27,6 +27,7 @@ ROOMS = {
     "objectives": "Objective",
     "adapters": "Adapter",
     "transfer": "Transfer",
+    "averages": "Average",
     "metrics": "Metric",
     "corruptions": "Corruption",
     "data/sources": "Source",

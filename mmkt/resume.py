@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmkt import checkpoint, distributed, generators, kept
@@ -32,7 +33,14 @@ class Progress:
 
 
 def save(
-    folder: Path, learner: Learner, optimizer: Any, scaler: Any, progress: Progress, frozen: Collection[str], keep: int = 1
+    folder: Path,
+    learner: Learner,
+    optimizer: Any,
+    scaler: Any,
+    progress: Progress,
+    frozen: Collection[str],
+    mean: Mapping[str, Tensor],
+    keep: int = 1,
 ) -> None:
     """Write the state (rank 0 writes, all take part): the same files whether the learner is sharded or not.
 
@@ -43,15 +51,19 @@ def save(
         scaler: of fp16, or None.
         progress: where training stands.
         frozen: names of parameters that no phase trains: kept as a hash.
+        mean: averaged weights, by the learner's names; none where nothing is averaged.
         keep: how many states there are at most: this one, and those before it in ``kept/``, beside ``folder``.
     """
     drawn, hashed = distributed.everyone(generators.state()), digest(learner, frozen)
     own = {name: x for name, x in learner.state_dict().items() if name.removeprefix("model.") not in frozen}
     weights, moments = distributed.collected(own), distributed.collected(_moments(optimizer))
+    averaged = distributed.collected(mean)
     if distributed.rank() == 0:
         with checkpoint.atomic(folder, kept.retire(keep)) as new:
             checkpoint.write_tensors(new / "learner.safetensors", weights)
             checkpoint.write_tensors(new / "optimizer.safetensors", moments)
+            if averaged:
+                checkpoint.write_tensors(new / "average.safetensors", averaged)
             checkpoint.write_tensors(
                 new / "generators.safetensors",
                 {f"{rank}/{name}": x for rank, states in enumerate(drawn) for name, x in states.items()},
@@ -92,11 +104,20 @@ def load_optimizer(folder: Path, optimizer: Any, scaler: Any) -> None:
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"]):
             own = {key.rpartition("/")[2]: x for key, x in tensors.items() if key.rpartition("/")[0] == name}
-            # AdamW keeps its step counter on the CPU
-            optimizer.state[parameter] = {k: x if k == "step" else placed_like(x, parameter) for k, x in own.items()}
+            # torch's optimisers keep their step counter on the CPU, and as a float32 tensor; an integer was a Python number
+            optimizer.state[parameter] = {
+                k: int(x) if x.dtype == torch.int64 else x if k == "step" else placed_like(x, parameter) for k, x in own.items()
+            }
     state = checkpoint.read_json(folder / "state.json")
     if scaler and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
+
+
+def load_average(folder: Path, mean: Mapping[str, Tensor]) -> None:
+    """Restore averaged weights in place."""
+    if mean:
+        for name, x in checkpoint.read_tensors(folder / "average.safetensors").items():
+            mean[name].copy_(placed_like(x, mean[name]))
 
 
 def load_generators(folder: Path) -> None:
@@ -115,9 +136,14 @@ def digest(learner: Learner, names: Collection[str]) -> str:
 
 
 def _moments(optimizer: Any) -> dict[str, Tensor]:
-    return {
-        f"{name}/{key}": value
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["names"], group["params"])
-        for key, value in optimizer.state[parameter].items()
-    }
+    """What an optimiser keeps, as ``PARAMETER/KEY``."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"]):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                value = torch.as_tensor(value)
+                # safetensors takes no tensor twice; bitsandbytes shares one table of quantiles between all parameters
+                found[f"{name}/{key}"] = value.clone() if id(value) in seen else value
+                seen.add(id(value))
+    return found

@@ -12,15 +12,16 @@ import torch
 from accelerate import Accelerator
 
 from mmkt import checkpoint, distributed, generators, kept, optim, resume
+from mmkt.averaging import Averaged
 from mmkt.copies import on_device
 from mmkt.experiment import Train
 from mmkt.feed import Feed
 from mmkt.learner import Learner
 from mmkt.parts import ConfigError, Parts
-from mmkt.predictions import judges, mean_loss, predict
+from mmkt.predictions import mean_loss, predict
 from mmkt.resume import Progress
 from mmkt.run import Run
-from mmkt.score import About, score
+from mmkt.selection import judge_of, judged
 from mmkt.stop import Stopped
 from mmkt.telemetry import Meter, Speed, TrainingError, Watch, better
 from mmkt.types import Batch, Phase, Transfer
@@ -68,7 +69,8 @@ def fit(
         while loop.at.phase < len(loop.plan) and not loop.at.done:
             loop.phase(loop.plan[loop.at.phase])
     if not distributed.from_first(run.best.exists()):  # nothing was selected on: the last step it is
-        learner.model.save_pretrained(run.best)
+        with loop.average.shown():
+            learner.model.save_pretrained(run.best)
     distributed.wait()
     tensors = checkpoint.read_tensors(run.best / "model.safetensors")
     checkpoint.load_strict(learner.model, tensors, run.best / "model.safetensors", learner.model.referred[0])
@@ -117,6 +119,10 @@ class _Loop:
             for k, steps in enumerate(self.at.taken):
                 self._cut(k, steps)
             run.rewind(self.at.total)
+        average = Parts(learner.model.plugins).build("averages", train.average) if train.average else None
+        self.average = Averaged(learner, self.frozen, average, self.total)
+        if resumed:
+            resume.load_average(run.last, self.average.mean)
         self.meter, self.watch = Meter(learner, run, accelerator), Watch(self.total, self.at.total)
 
     def phase(self, phase: Phase) -> None:
@@ -128,18 +134,10 @@ class _Loop:
         if not at.step:
             distributed.say(self.learner.words(phase))
         if train.accumulate > 1 and any(objective.contrasts for _, objective in self.learner.parts()):
-            raise ConfigError(
-                [
-                    (
-                        "train.accumulate",
-                        "contrastive objectives compare the rows of a batch: raise data.batch_size, and set train.chunk",
-                    )
-                ]
-            )
+            words = "contrastive objectives compare the rows of a batch: raise data.batch_size, and set train.chunk"
+            raise ConfigError([("train.accumulate", words)])
         self._refuse_unreached(phase)
-        groups = optim.groups(trains, train.lr, train.weight_decay, phase.lr)
-        optimizer = torch.optim.AdamW(groups, betas=train.betas, fused=train.fused or None)
-        wrapped, optimizer = self._prepared(optimizer)
+        wrapped, optimizer = self._prepared(optim.optimizer(self.learner, trains, train, phase.lr))
         if self.resumed and at.step:
             resume.load_weights(self.run.last, self.learner, self.frozen)  # the phase began before it was saved: no other memory
             resume.load_generators(self.run.last)
@@ -148,6 +146,7 @@ class _Loop:
         batches = self._batches(phase, at.step, phase.steps)
         while at.step < phase.steps and not at.done and not self._stuck(phase):
             self.step(phase, wrapped, optimizer, batches, list(trains.values()))
+            self.average.follow(at.total)
             at.step, at.total = at.step + 1, at.total + 1
             self._after(phase, optimizer)
         if self._stuck(phase):
@@ -187,7 +186,7 @@ class _Loop:
         for _, objective in learner.parts():
             group = [objective.craft(learner, batch) for batch in group]
         counts = learner.counts(group)
-        optim.set_rate(optimizer, optim.factor(at.step, phase.steps, self.train.schedule, self.train.warmup))
+        optim.set_rate(optimizer, optim.share(at.step, phase.steps, self.train))
         for k, batch in enumerate(group):
             with nullcontext() if k == len(group) - 1 else self.accelerator.no_sync(wrapped):
                 with self.accelerator.autocast():
@@ -244,12 +243,15 @@ class _Loop:
         if evaluates or saves:
             self.meter.pause()
             distributed.share_buffers(self.learner)
+            self.average.share()
         if evaluates and self.validation is not None:
-            self._evaluate()
+            with self.average.shown():
+                self._evaluate()
         stop = self.accelerator.check_trigger()  # here alone: a flush waits for all processes anyway, and resuming stays exact
         if saves or stop:
             state = self._ended() if last else at
-            resume.save(self.run.last, self.learner, optimizer, self.accelerator.scaler, state, self.frozen, self.train.keep)
+            held = (state, self.frozen, self.average.mean, self.train.keep)
+            resume.save(self.run.last, self.learner, optimizer, self.accelerator.scaler, *held)
         if stop:
             raise Stopped(at.total, self.total)
 
@@ -272,16 +274,8 @@ class _Loop:
     def _measure(self) -> tuple[str, float, bool]:
         """What the best checkpoint is chosen by, on validation: name, value, whether higher is better."""
         model, feed, device = self.learner.model, self.feed, self.accelerator.device
-        tasks = {task: head.metrics[0] for task, head in model.heads.items()}
-        select = self.train.select or (f"{next(iter(tasks))}/{tasks[next(iter(tasks))]}" if tasks else "loss")
-        if select == "loss":
-            return select, mean_loss(self.learner, feed, self.validation, device, self.accelerator.autocast), False  # type: ignore[arg-type]
-        task, _, name = select.partition("/")
-        chosen = [(n, m) for n, m in judges(model, {}, Parts()).get(task, []) if n == name]
-        if not chosen:
-            allowed = ", ".join(["loss"] + [f"{t}/{n}" for t, pairs in judges(model, {}, Parts()).items() for n, _ in pairs])
-            raise ConfigError([("train.select", f"there is no {select!r}; allowed: {allowed}")])
+        judge = judge_of(model, self.train.select)
+        if judge is None:
+            return "loss", mean_loss(self.learner, feed, self.validation, device, self.accelerator.autocast), False  # type: ignore[arg-type]
         predictions = predict(model, feed, self.validation, device=device, autocast=self.accelerator.autocast)  # type: ignore[arg-type]
-        rows = score(predictions, {task: chosen}, about=About(), resamples=0)
-        value = next(row.value for row in rows if row.group == "all")
-        return select, value, chosen[0][1].higher_is_better
+        return f"{judge.task}/{judge.name}", judged(predictions, judge), judge.metric.higher_is_better

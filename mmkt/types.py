@@ -407,6 +407,19 @@ class Transfer(ABC):
         """Phases whose steps sum to ``steps``: schedules are compared at an equal budget."""
 
 
+class Average(ABC):
+    """How an average of weights follows training. A constructor takes ``(self, *, settings…)``."""
+
+    @abstractmethod
+    def move(self, step: int, steps: int) -> float:
+        """How far the average moves towards the weights that a step has left, from 0 (it stays) to 1 (it becomes them).
+
+        Args:
+            step: of all phases, from 0.
+            steps: how many there are.
+        """
+
+
 class Metric(ABC):
     """A pure function of a task's answers, vectorised over row weights so that its bootstrap is one call.
 
@@ -471,6 +484,7 @@ ROOMS: dict[str, type] = {
     "objectives": Objective,
     "adapters": Adapter,
     "transfer": Transfer,
+    "averages": Average,
     "metrics": Metric,
     "corruptions": Corruption,
     "data/sources": Source,

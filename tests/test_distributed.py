@@ -122,6 +122,7 @@ def sharded(tmp_path_factory, tiny_manifest, tiny_bert) -> Path:
     normed["train"]["select"] = "loss"
     for name, data, steps in (("deaf_rank", deaf, 6), ("thawed", thawed, 4), ("normed", normed, 4)):
         data["train"] |= {"steps": steps, "lr": 1e-4, "evaluate_every": steps // 2, "save_every": steps // 2}
+        data["train"]["average"] = {"name": "swa", "start": 0.4} if name == "thawed" else "ema"
         (folder / f"{name}.json").write_text(json.dumps(data))
     found["deaf_rank"]["train"] |= {"steps": 20, "evaluate_every": 20, "save_every": 20}
     (folder / "long.json").write_text(json.dumps(found["deaf_rank"]))
@@ -145,7 +146,7 @@ def test_fsdp2_gives_the_run_of_one_process(sharded, name):
     one, two = sharded / f"{name}-1", sharded / f"{name}-2"
     assert len(losses(one)) == {"deaf_rank": 6, "thawed": 4}[name]
     np.testing.assert_allclose(losses(two), losses(one), atol=1e-5, rtol=0)
-    for file in ("best/model", "last/learner", "last/optimizer"):
+    for file in ("best/model", "last/learner", "last/optimizer", "last/average"):
         assert_close(tensors(one / f"{file}.safetensors"), tensors(two / f"{file}.safetensors"), atol=1e-5, rtol=0)
 
 
@@ -183,7 +184,7 @@ def test_a_run_under_fsdp2_resumes_exactly(sharded):
     whole, resumed = sharded / "deaf_rank-2", sharded / "deaf_rank-resumed"
     assert len(losses(sharded / "deaf_rank-stopped")) == 4
     assert losses(resumed) == losses(whole)
-    for file in ("best/model", "last/learner", "last/optimizer"):
+    for file in ("best/model", "last/learner", "last/optimizer", "last/average"):
         assert_close(tensors(whole / f"{file}.safetensors"), tensors(resumed / f"{file}.safetensors"), atol=0, rtol=0)
 
 

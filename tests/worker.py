@@ -43,6 +43,15 @@ def curves(folder: Path, world: int, names: Sequence[str]) -> None:
         accelerator.free_memory()
 
 
+def trained(config: Experiment, world: int) -> None:
+    """Train one experiment."""
+    setup = launch.build(config)
+    accelerator = Accelerator()
+    assert accelerator.num_processes == world, (accelerator.num_processes, world)
+    run = Run(config.run, config, "tiny")
+    fit(setup.learner, setup.feed, setup.parts.build("transfer", config.transfer), run, accelerator, config.train)
+
+
 class Thaw(Transfer):
     """Encoders frozen for the first half of the steps."""
 

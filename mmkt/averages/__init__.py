@@ -1,0 +1,1 @@
+"""Averages of weights, one file each: how far the average moves at each step."""
