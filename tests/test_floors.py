@@ -34,7 +34,7 @@ FLOORS = [
     ["feature_maker"],
     ["feature_cache"],
     ["retrieval", "zero_shot", "few_shot", "prompts", "preparation", "feed", "learner", "card", "start"],
-    ["optim", "run", "resume", "resting", "predictions", "stop", "sharding", "copies"],
+    ["optim", "run", "resume", "resting", "predictions", "stop", "sharding", "copies", "peaks", "probes", "profiling"],
     ["asked", "exhibit", "telemetry", "resources", "compare", "dry_run", "batch_size", "runs", "conformance"],
     ["across", "evaluation_plots"],
     ["evaluation_page"],
