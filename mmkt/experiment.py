@@ -139,6 +139,14 @@ class Weighted(Section):
     weight: Annotated[float, Field(ge=0)] = 1.0
 
 
+class Window(Section):
+    """Steps that are looked at closely."""
+
+    start: Count = 20
+    """Steps that a process makes before."""
+    steps: Count = 5
+
+
 class Train(Section):
     """The loop."""
 
@@ -190,6 +198,11 @@ class Train(Section):
     select: str | None = None
     """What the best checkpoint is chosen by on validation: ``task/metric``, or ``loss``; by default the first head's
     first metric."""
+    probes: bool = True
+    """A linear classifier on each modality's vectors, at every evaluation on validation by a metric: which modality is ahead?
+    It costs the memory of validation's vectors and changes nothing in training."""
+    profile: Window | None = None
+    """Steps whose operations are written to the run's ``profile/``: where does the time go?"""
 
 
 class Evaluate(Section):

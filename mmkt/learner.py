@@ -118,6 +118,18 @@ class Learner(nn.Module):
         """Parameters that a pattern names."""
         return {name: p for name, p in self.named().items() if any(matches(name, pattern) for pattern in patterns)}
 
+    def by_modality(self) -> dict[str, list[nn.Parameter]]:
+        """What trains for one modality alone, in its encoder and its projection into the shared space; of those that have any."""
+        found = {
+            m: [
+                p
+                for name, p in self.named().items()
+                if p.requires_grad and name.startswith((f"encoders.{m}.", f"space.project.{m}."))
+            ]
+            for m in self.model.modalities
+        }
+        return {m: some for m, some in found.items() if some}
+
     @staticmethod
     def factor(name: str, lr: Mapping[str, float]) -> float:
         """On ``train.lr``: of the last pattern that matches a parameter's name, 1 where none does."""

@@ -1,12 +1,16 @@
-"""What a run says while it runs: losses, rates, waiting time, one progress bar."""
+"""What a run says while it runs: losses, gradients, rates, waiting time, memory, one progress bar."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import resource
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +21,12 @@ from torch import Tensor
 
 from mmkt import distributed
 from mmkt.learner import Learner
+from mmkt.peaks import peak_of
 from mmkt.run import Run
 from mmkt.types import Batch
 
-CLOCK = frozenset({"rows/s"})  # figures of metrics.jsonl that the clock gives: all others are the same each time
+CLOCK = frozenset({"rows/s", "data wait", "memory GB", "MFU"})
+"""Figures of the machine, not of the training: the same training logs others the next time."""
 
 
 class TrainingError(ValueError):
@@ -42,6 +48,12 @@ class Speed(NamedTuple):
 class Meter:
     """Gathers what steps report without making a device wait, and writes it at the flushes.
 
+    Beside losses and the rate: ``gradient norm`` before clipping; ``gradient share/M``, a modality's share (its encoder's and its
+    projection's) of the squared gradients of all modalities, at the logged step; ``rows/s`` of all processes; ``data wait``, the
+    share of this process's time; ``memory GB``, its peak so far (of the GPU, or of the process); on GPUs that are in
+    ``peaks``, with a model that is not sharded, ``MFU``: the FLOPs of forward and backward, counted once a phase on one batch,
+    over the card's peak.
+
     Args:
         learner: names the figures.
         run: gets the lines of ``metrics.jsonl``.
@@ -53,7 +65,9 @@ class Meter:
         self.losses: list[Tensor] = []
         self.means: list[Tensor] = []
         self.rows: deque[tuple[int, Tensor]] = deque()
-        self.seen, self.steps, self.data, self.spent = 0, 0, 0.0, 0.0
+        self.squares: dict[str, Tensor] = {}
+        self.seen, self.steps, self.data, self.spent, self.waited = 0, 0, 0.0, 0.0, 0.0
+        self.peak, self.flops = None if distributed.is_sharded(learner) else peak_of(accelerator), 0.0
         self.since: float | None = None  # the clock; None while no steps are made
 
     def take(self, batches: Iterator[Batch], n: int) -> list[Batch]:
@@ -61,7 +75,7 @@ class Meter:
         start = time.perf_counter()
         self.since = start if self.since is None else self.since
         found = [next(batches).to(self.accelerator.device) for _ in range(n)]
-        self.data += time.perf_counter() - start
+        self.waited += time.perf_counter() - start
         self.seen += sum(batch.size for batch in found) * distributed.world_size()
         return found
 
@@ -70,6 +84,26 @@ class Meter:
         self.losses.append(loss.detach())
         self.means.append(means)
         self.rows.append((step, batch.row))
+
+    @contextlib.contextmanager
+    def counting(self, batch: Batch) -> Iterator[None]:
+        """While a forward and a backward of a batch are made: count their FLOPs, where the card's peak is known."""
+        if self.peak is None:
+            yield
+            return
+        from torch.utils.flop_counter import FlopCounterMode
+
+        # what is compiled runs as it was written: kernels that the compiler makes are not counted
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+            yield
+        self.flops = counter.get_total_flops() / batch.size
+
+    def graded(self) -> None:
+        """Before clipping, in a step that is logged: note whose gradients they are."""
+        grads = {m: [p.grad for p in some if p.grad is not None] for m, some in self.learner.by_modality().items()}
+        norms = {m: torch.nn.utils.get_total_norm(some) for m, some in grads.items() if some}
+        if len(norms) > 1:
+            self.squares = {m: distributed.whole(norm).square() for m, norm in norms.items()}
 
     def flush(self, step: int, lr: float, norm: Tensor | None) -> dict[str, float]:
         """Write the means since the last flush.
@@ -90,12 +124,22 @@ class Meter:
         values = {"loss": weighted, **{f"loss/{name}": value for name, value in figures.items()}, "lr": lr, "rows/s": rate}
         if norm is not None:
             values["gradient norm"] = float(norm)
+        values |= self._shares() | {"data wait": self.waited / max(gone, 1e-9), "memory GB": peak_memory() / 1e9}
+        if self.peak is not None and self.flops:
+            values["MFU"] = self.flops * rate / (self.peak * distributed.world_size())
         self.run.log({"step": step, **values})
         self.accelerator.log(values, step=step)
         self.steps += steps
         self.losses, self.means, self.seen, self.since, self.spent = [], [], 0, now, self.spent + gone
+        self.data, self.waited, self.squares = self.data + self.waited, 0.0, {}
         self.rows.clear()
         return values
+
+    def _shares(self) -> dict[str, float]:
+        """By modality; none where no gradient is finite and above zero."""
+        squares = {m: float(x) for m, x in self.squares.items()}
+        whole = sum(squares.values())
+        return {f"gradient share/{m}": x / whole for m, x in squares.items()} if 0 < whole < math.inf else {}
 
     def _refuse_nonfinite(self, losses: Tensor) -> None:
         bad = ~losses.isfinite()
@@ -117,6 +161,18 @@ class Meter:
     def speed(self) -> Speed:
         """Of all steps up to the last flush."""
         return Speed(self.steps, self.spent, self.data)
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU where there is one, else of this process, libraries included."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 class Watch:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from mmkt import checkpoint, distributed, generators, kept, optim, resume
+from mmkt import checkpoint, distributed, generators, kept, optim, probes, resume
 from mmkt.averaging import Averaged
 from mmkt.copies import on_device
 from mmkt.experiment import Train
@@ -19,6 +19,7 @@ from mmkt.feed import Feed
 from mmkt.learner import Learner
 from mmkt.parts import ConfigError, Parts
 from mmkt.predictions import mean_loss, predict
+from mmkt.profiling import Profile
 from mmkt.resume import Progress
 from mmkt.run import Run
 from mmkt.selection import judge_of, judged
@@ -65,7 +66,7 @@ def fit(
         learner.to(accelerator.device)
     generators.seed(seed + distributed.rank())  # dropout differs by rank
     loop = _Loop(learner, feed, transfer.phases(learner, steps_of(train, feed)), run, accelerator, train, resumed)
-    with loop.watch:
+    with loop.watch, loop.profile:
         while loop.at.phase < len(loop.plan) and not loop.at.done:
             loop.phase(loop.plan[loop.at.phase])
     if not distributed.from_first(run.best.exists()):  # nothing was selected on: the last step it is
@@ -124,6 +125,7 @@ class _Loop:
         if resumed:
             resume.load_average(run.last, self.average.mean)
         self.meter, self.watch = Meter(learner, run, accelerator), Watch(self.total, self.at.total)
+        self.profile = Profile(train.profile, run.folder / "profile")
 
     def phase(self, phase: Phase) -> None:
         """One phase: what trains, its optimiser, its steps."""
@@ -147,6 +149,7 @@ class _Loop:
         while at.step < phase.steps and not at.done and not self._stuck(phase):
             self.step(phase, wrapped, optimizer, batches, list(trains.values()))
             self.average.follow(at.total)
+            self.profile.step()
             at.step, at.total = at.step + 1, at.total + 1
             self._after(phase, optimizer)
         if self._stuck(phase):
@@ -195,6 +198,8 @@ class _Loop:
             self.meter.add(at.total, batch, loss, means)
         for _, objective in learner.parts():
             objective.graded(learner)
+        if self._due(phase, 1)[0]:
+            self.meter.graded()
         self.norm = None
         if self.train.clip:
             self.norm = distributed.whole(self.accelerator.clip_grad_norm_(trains, self.train.clip))
@@ -214,7 +219,8 @@ class _Loop:
     def _refuse_unreached(self, phase: Phase) -> None:
         batch = next(self._batches(phase, self.at.step, min(self.at.step + 1, phase.steps)))
         try:
-            missed = self.learner.unreached(batch)
+            with self.meter.counting(batch):
+                missed = self.learner.unreached(batch)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -227,11 +233,17 @@ class _Loop:
                 f"({missed[0]} is one). Freeze them (transfer.frozen), or add an objective that they serve"
             )
 
+    def _due(self, phase: Phase, ahead: int = 0) -> tuple[bool, bool, bool]:
+        """Whether the step that was just made, or the one so many ahead, is logged, evaluated and saved."""
+        total, last = self.at.total + ahead, self.at.step + ahead == phase.steps
+        evaluates, saves = total % self.per_evaluation == 0 or last, total % self.per_save == 0 or last
+        return evaluates or saves or total % self.train.log_every == 0, evaluates, saves
+
     def _after(self, phase: Phase, optimizer: Any) -> None:
         """After a step: log, evaluate, keep the best, save."""
         at, last = self.at, self.at.step == phase.steps
-        evaluates, saves = at.total % self.per_evaluation == 0 or last, at.total % self.per_save == 0 or last
-        if at.total % self.train.log_every and not evaluates and not saves:
+        logs, evaluates, saves = self._due(phase)
+        if not logs:
             return
         figures = self.meter.flush(at.total, optimizer.param_groups[0]["lr"], self.norm)
         self.watch.show(at.total, figures)
@@ -257,10 +269,10 @@ class _Loop:
 
     def _evaluate(self) -> None:
         at, patience = self.at, self.train.patience
-        name, value, higher = self._measure()
+        name, value, higher, probed = self._measure()
         value = distributed.from_first(value)
-        self.run.log({"step": at.total, f"validation/{name}": value})
-        self.accelerator.log({f"validation/{name}": value}, step=at.total)
+        self.run.log({"step": at.total, f"validation/{name}": value, **probed})
+        self.accelerator.log({f"validation/{name}": value, **probed}, step=at.total)
         best = better(value, at.best, higher)
         self.watch.evaluated(at.total, self.total, f"validation {name}", value, best)
         if best:
@@ -271,11 +283,13 @@ class _Loop:
             at.waited += 1
             at.done = patience is not None and at.waited >= patience
 
-    def _measure(self) -> tuple[str, float, bool]:
-        """What the best checkpoint is chosen by, on validation: name, value, whether higher is better."""
+    def _measure(self) -> tuple[str, float, bool, dict[str, float]]:
+        """What the best checkpoint is chosen by, on validation: name, value, whether higher is better; beside it the probes."""
         model, feed, device = self.learner.model, self.feed, self.accelerator.device
-        judge = judge_of(model, self.train.select)
+        judge, autocast = judge_of(model, self.train.select), self.accelerator.autocast
         if judge is None:
-            return "loss", mean_loss(self.learner, feed, self.validation, device, self.accelerator.autocast), False  # type: ignore[arg-type]
-        predictions = predict(model, feed, self.validation, device=device, autocast=self.accelerator.autocast)  # type: ignore[arg-type]
-        return f"{judge.task}/{judge.name}", judged(predictions, judge), judge.metric.higher_is_better
+            return "loss", mean_loss(self.learner, feed, self.validation, device, autocast), False, {}  # type: ignore[arg-type]
+        probed = self.train.probes and bool(probes.tasks(model))
+        predictions = predict(model, feed, self.validation, device=device, autocast=autocast, vectors=probed)  # type: ignore[arg-type]
+        beside = probes.measure(model, feed, predictions) if probed and distributed.rank() == 0 else {}
+        return f"{judge.task}/{judge.name}", judged(predictions, judge), judge.metric.higher_is_better, beside

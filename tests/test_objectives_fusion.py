@@ -16,7 +16,7 @@ from mmkt.types import Batch, Outputs
 
 
 def objective(name: str, **more):
-    defaults = {"evidence": {"annealing": 0.1}}.get(name, {})
+    defaults = {"evidence": {"annealing": 0.1}, "unimodal": {"own": False}}.get(name, {})
     return Parts().build("objectives", {"name": name, "task": "y", **defaults, **more}, 8, NAMES, {"y": 3, "z": 2}, [])
 
 

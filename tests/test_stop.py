@@ -17,14 +17,15 @@ from conftest import experiment, settings
 
 from mmkt import launch, stop
 from mmkt.stop import RESUME_ME, Stop, Stopped, seconds
+from mmkt.telemetry import CLOCK
 
 HOME = Path(__file__).parent.parent
 
 
 def losses(run: Path) -> list[tuple]:
-    """What is logged, without speeds."""
+    """What is logged, without figures of the machine."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [tuple(sorted((k, v) for k, v in line.items() if k != "rows/s")) for line in lines]
+    return [tuple(sorted((k, v) for k, v in line.items() if k not in CLOCK)) for line in lines]
 
 
 def launched(world: int, *words: object) -> subprocess.Popen:

@@ -6,9 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import re
-import resource
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +28,7 @@ from mmkt.score import metric_of
 from mmkt.search_file import Search
 from mmkt.stop import Stopped
 from mmkt.study import Ablation, Study
-from mmkt.telemetry import NotFinite
+from mmkt.telemetry import NotFinite, peak_memory
 from mmkt.workshop import Workshop
 
 WORKSHOP = Workshop()  # of this process, for one training after another
@@ -121,7 +119,7 @@ def _note_cost(run: Path) -> None:
         with safe_open(file, "pt") as tensors:
             keys = [key for key in tensors.keys() if key.endswith(suffix)]  # noqa: SIM118 - no mapping
             names[file.stem] = sum(_size(tensors.get_slice(key).get_shape()) for key in keys)
-    cost = {"trained": names["optimizer"], "numbers": names["model"], "peak memory": _peak()}
+    cost = {"trained": names["optimizer"], "numbers": names["model"], "peak memory": peak_memory()}
     write_json(run / "cost.json", cost)
     forget_state(run)
 
@@ -138,18 +136,6 @@ def _reset_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):  # Linux alone
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak() -> int:
-    """Bytes: of the GPU where there is one, else of this process, libraries included."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
 
 
 # ---------------------------------------------------------------- several at once
