@@ -1,4 +1,5 @@
 import io
+import pickle
 import random
 from collections import Counter
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import experiment
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -17,6 +19,7 @@ from mmkt.data.manifest import ManifestError, from_rows
 from mmkt.data.media import MediaError
 from mmkt.data.rows import Draw, Rows, load
 from mmkt.data.sampling import Stream, TrainSampler
+from mmkt.launch import build
 from mmkt.types import Processor
 
 MODALITIES = ["text", "image", "audio"]
@@ -429,3 +432,14 @@ def test_the_cache_stays_within_its_size(value):
         cache.get(key, lambda: value)
     kept = [key for key in range(10) if cache.get(key, lambda: None) is not None]
     assert kept == [0, 1], "about 10,000 bytes each; what came first stays"
+
+
+def test_rows_and_collate_go_to_workers_that_are_no_forks(tiny_settings):
+    """A study's processes are spawned, and so are the data workers of those."""
+    setup = build(experiment(tiny_settings))
+    source, collate = setup.feed._rows(True), setup.feed.collate
+    draws = [Draw(k, 0, 0) for k in range(3)]
+    there, sent = pickle.loads(pickle.dumps((source, collate)))
+    one, two = collate([source[draw] for draw in draws]), sent([there[draw] for draw in draws])
+    assert torch.equal(one.inputs["image"]["pixels"], two.inputs["image"]["pixels"])
+    assert torch.equal(one.inputs["text"]["input_ids"], two.inputs["text"]["input_ids"])

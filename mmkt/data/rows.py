@@ -94,7 +94,7 @@ class Rows(Dataset[Item]):
         self.seed, self.train, self.views, self.limits = seed, train, tuple(views), limits
         self.dropout, self.one_of, self.cache = dict(dropout or {}), tuple(one_of), cache or Cache(0)
         assert not (train and changes), "changes are of evaluation"
-        self.changes, self.held = changes, frozenset(held)
+        self.changes, self.held = dict(changes), frozenset(held)  # a dict goes to data workers that are not forks, too
         for where, names in (("dropout", self.dropout), ("one_of", self.one_of)):
             for name in names:
                 self._known(name, where)
