@@ -28,7 +28,7 @@ def shard(learner: Learner, accelerator: Accelerator) -> None:
 
     Args:
         learner: on the CPU.
-        accelerator: with an FSDP2 plugin, of which ``reshard_after_forward`` counts.
+        accelerator: with an FSDP2 plugin, of which ``reshard_after_forward`` and ``cpu_offload`` count.
 
     Raises:
         ConfigError: a parameter is a number without dimensions, which can't be sharded.
@@ -38,14 +38,16 @@ def shard(learner: Learner, accelerator: Accelerator) -> None:
         words = "has the shape (), which FSDP2 cannot shard: give it the shape (1,), or launch with ddp.yaml"
         raise ConfigError([(numbers[0], words)])
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    options = {"mesh": mesh, "reshard_after_forward": accelerator.state.fsdp_plugin.reshard_after_forward}
+    plugin = accelerator.state.fsdp_plugin
+    # with CPUOffloadPolicy (fsdp_offload_params) shards, their gradients and moments stay on the CPU
+    options = {"reshard_after_forward": plugin.reshard_after_forward, "offload_policy": plugin.cpu_offload, "mesh": mesh}
     for encoder in learner.model.encoders.values():
         for layer in layers(encoder):
             fully_shard(layer, **options)
         fully_shard(encoder, **options)
     for part in (learner.model, *(o for o in learner.objectives.values() if any(True for _ in o.parameters()))):
         fully_shard(part, **options)
-    fully_shard(learner, mesh=mesh)
+    fully_shard(learner, mesh=mesh, offload_policy=plugin.cpu_offload)
 
 
 def layers(encoder: Encoder) -> list[nn.Module]:

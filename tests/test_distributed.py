@@ -151,6 +151,7 @@ def test_fsdp2_gives_the_run_of_one_process(sharded, name):
 
 
 def test_fsdp2_gives_the_curve_of_one_process(sharded):
+    """With offloaded shards."""
     one, two = losses(sharded / "long-1"), losses(sharded / "long-2")
     assert len(one) == 20
     np.testing.assert_allclose(two, one, atol=1e-5, rtol=0)

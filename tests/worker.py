@@ -16,6 +16,7 @@ from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlu
 from accelerate.state import AcceleratorState, PartialState
 from torch import distributed as dist
 from torch import nn
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
 from torch.utils.checkpoint import checkpoint
 
 from mmkt import distributed, launch
@@ -87,6 +88,8 @@ def _train_sharded(accelerator: Accelerator, file: Path, folder: Path, stop: int
     """One run, evaluated; ``stop`` is the step after which it stops, 0 to resume it."""
     config = check(Experiment, json.loads(file.read_text()), Parts())
     setup = launch.build(config)
+    if accelerator.is_fsdp2:  # one of them with shards that are kept apart from the device (here it is the CPU as well)
+        accelerator.state.fsdp_plugin.cpu_offload = CPUOffloadPolicy(pin_memory=False) if file.stem == "long" else OffloadPolicy()
     transfer = Thaw() if file.stem == "thawed" else setup.parts.build("transfer", config.transfer)
     if config.train.checkpointing:
         launch.checkpoint_encoders(setup.learner, transfer.phases(setup.learner, 2))
