@@ -79,6 +79,9 @@ class Data(Section):
     """A task whose classes are drawn equally often in training."""
     group_by_length: str | None = None
     """A modality by whose length training rows are batched together."""
+    pad_to: dict[Name, Count] = {}
+    """Modality → what lengths of a batch are rounded up to a multiple of (tokens, samples, vectors): fewer shapes, for
+    ``train.compile`` and for kernels that like them even."""
     dropout: dict[Name, Share] = {}
     """Modality → probability that a training row loses it; the last one a row has is never lost."""
     one_of: list[Name] = []

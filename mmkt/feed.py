@@ -76,8 +76,11 @@ class Feed:
                 self.labels[task] = filler.expand(len(table), *filler.shape), torch.zeros(len(table), dtype=torch.bool)
         self.features: dict[str, Features] = {}  # of modalities whose encoders need not run
         self.whole = model.whole
-        self.collate = Collate(self.modalities, self.processors, self.labels, self.domain, self.group)
-        unknown = [m for m in (*data.columns, *data.dropout, *data.one_of) if m not in self.modalities]
+        padding = {m: encoder.processor() for m, encoder in model.encoders.items()}  # features are made without (``resting``)
+        for m in padding.keys() & data.pad_to.keys():
+            padding[m].multiple = data.pad_to[m]
+        self.collate = Collate(self.modalities, padding, self.labels, self.domain, self.group)
+        unknown = [m for m in (*data.columns, *data.dropout, *data.one_of, *data.pad_to) if m not in self.modalities]
         if unknown:
             raise ConfigError([("data", f"there is no modality {unknown[0]!r}; the model has {', '.join(self.modalities)}")])
 

@@ -170,6 +170,7 @@ class Processor(ABC):
     rate: int  # Hz, of a processor of kind "audio"
     columns: Mapping[str, str]  # "number" or "category" by column, of a processor of kind "table"
     width: int  # numbers a vector, of a processor of kind "features"
+    multiple: int = 1  # what items of a batch are padded to, beyond the longest (``data.pad_to``)
     draws: bool = True  # False: a view is the plain item, no random number is drawn for it
 
     @abstractmethod
@@ -190,6 +191,11 @@ class Processor(ABC):
         Where items can be longer than what the encoder takes, ``cut`` (N,) bool says which were; where they can hold
         values that training did not, ``unknown`` (N,) bool does. A run reports how many.
         """
+
+    def padded(self, length: int, most: int | None = None) -> int:
+        """How long items of a batch become, whose longest has this length; ``most`` is what an encoder takes."""
+        up = -(-length // self.multiple) * self.multiple
+        return up if most is None else max(length, min(up, most))
 
     def whole(self, cell: Any) -> bool:
         """Whether a list in a cell is one item of this processor (a sentence pair, a vector), not several items (two pairs)."""

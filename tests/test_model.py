@@ -73,6 +73,21 @@ def test_tokens_are_projected_only_where_they_are_read(built, fusion):
     assert same != reads
 
 
+def test_lengths_are_rounded_up_and_change_nothing(tiny_settings):
+    plain = build(experiment(tiny_settings))
+    round_ = build(experiment(tiny_settings, "data.pad_to={text: 16, audio: 3000}"))
+    one, two = (next(setup.feed.evaluation(setup.feed.rows("test"))) for setup in (plain, round_))
+    most = plain.learner.model.encoders["audio"].processor().samples
+    assert one.inputs["text"]["input_ids"].shape[1] < 16 == two.inputs["text"]["input_ids"].shape[1]
+    assert one.inputs["audio"]["waveform"].shape[1] % 3000
+    length = two.inputs["audio"]["waveform"].shape[1]
+    assert length % 3000 == 0 or length == most
+    assert length > one.inputs["audio"]["waveform"].shape[1]
+    model = plain.learner.model.eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(model(two).logits["kind"], model(one).logits["kind"], atol=1e-5, rtol=0)
+
+
 def test_an_objective_may_read_tokens(tiny_settings, tmp_path):
     lab = tmp_path / "their_lab" / "objectives"
     lab.mkdir(parents=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkt.layers.masked import masked_mean, zero_masked
@@ -110,6 +111,7 @@ class _Vectors(Processor):
         """(N, T, W), and which of them are there (N, T)."""
         lengths = torch.tensor([len(item["vectors"]) for item in items])
         vectors = nn.utils.rnn.pad_sequence([item["vectors"] for item in items], batch_first=True)
+        vectors = F.pad(vectors, (0, 0, 0, self.padded(vectors.shape[1]) - vectors.shape[1]))
         return {"vectors": vectors, "mask": torch.arange(vectors.shape[1]) < lengths[:, None]}
 
 

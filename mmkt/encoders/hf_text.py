@@ -171,7 +171,7 @@ class _Tokens(Processor):
     def pad(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """(N, L), or (N, K, L) where there may be several windows."""
         number, length = (max(item["input_ids"].shape[d] for item in items) for d in (0, 1))
-        batch = {}
+        length, batch = self.padded(length, self.max_tokens), {}
         for key in items[0].keys() - {"lengths", "cut"}:
             ends = [(0, length - x.shape[1], 0, number - x.shape[0]) for x in (item[key] for item in items)]
             batch[key] = torch.stack([F.pad(item[key], end, value=self._fill(key)) for item, end in zip(items, ends)])

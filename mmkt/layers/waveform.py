@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -46,6 +47,8 @@ class Waveform(Processor):
         nothing = clips[0][0].new_zeros(0)
         flat = [window for clip in clips for window in [*clip, *[nothing] * (number - len(clip))]]
         waveform, lengths = pad_sequence(flat, batch_first=True), torch.tensor([len(window) for window in flat])
+        longest = waveform.shape[1]
+        waveform = F.pad(waveform, (0, self.padded(longest, self.samples) - longest))
         if self.windows > 1:
             waveform, lengths = waveform.view(len(items), number, -1), lengths.view(len(items), number)
         return {"waveform": waveform, "lengths": lengths, "cut": torch.stack([item["cut"] for item in items])}
