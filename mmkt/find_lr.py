@@ -30,7 +30,7 @@ from mmkt.workshop import Workshop
 
 KEPT = 0.9  # of the smoothed loss at a step
 WORSE = 3.0  # times its lowest value above that: it diverges (four times as high, as in fastai)
-BEYOND = 0.1  # the suggestion's share of the rate at which the loss was lowest
+CAREFUL = 0.1  # of the rate at which the loss was lowest
 SETTLED = 5  # steps after which the smoothed loss says something
 FEWEST = 20  # steps of a curve
 
@@ -43,9 +43,9 @@ class Range(NamedTuple):
     losses: list[float]
     smoothed: list[float]
     diverged: bool
-    lowest: float  # the rate at which the smoothed loss was lowest
-    steepest: float  # … at which it fell most with the logarithm of the rate
-    suggested: float
+    careful: float  # a tenth of the lowest loss's rate
+    suggested: float  # the rate at which the smoothed loss fell most with the logarithm of the rate
+    lowest: float  # … at which it was lowest
 
 
 class _One(Transfer):
@@ -171,8 +171,8 @@ def diverges(smoothed: Sequence[float]) -> bool:
 def judged(phase: str, rates: Sequence[float], losses: Sequence[float]) -> Range:
     """The rates that a curve speaks for; a loss for every rate, or for the first ones where it diverged.
 
-    A tenth of the rate at which the loss was lowest is suggested: where the loss falls most steeply is a matter of the noise
-    of a few batches, where it stops falling is not.
+    Suggested is where the loss falls most steeply, before it is lowest. The other usual choice, a tenth of the lowest loss's
+    rate, lay nearly a decade below the best rates of a sweep (RESULTS.md); it is given as the careful one.
 
     Raises:
         ConfigError: the loss was no lower at any rate than at the first ones.
@@ -186,8 +186,8 @@ def judged(phase: str, rates: Sequence[float], losses: Sequence[float]) -> Range
     diverged, rates = len(losses) < len(rates) or diverges(smoothed), list(rates[: len(losses)])
     slopes = np.gradient(np.array(smoothed), np.log(rates))[SETTLED : lowest + 1]
     steepest = SETTLED + int(np.argmin(slopes))
-    suggested = float(f"{BEYOND * rates[lowest]:.1e}")
-    return Range(phase, rates, list(losses), smoothed, diverged, rates[lowest], rates[steepest], suggested)
+    careful, suggested = (float(f"{rate:.1e}") for rate in (CAREFUL * rates[lowest], rates[steepest]))  # as they are typed
+    return Range(phase, rates, list(losses), smoothed, diverged, careful, suggested, rates[lowest])
 
 
 def write(found: Range, folder: Path) -> None:
@@ -210,7 +210,7 @@ def plot(found: Range) -> Figure:
     axes = figure.subplots()
     axes.plot(found.rates, found.losses, color=COLOURS[5], linewidth=0.8, label="loss")
     axes.plot(found.rates, found.smoothed, color=COLOURS[0], label="smoothed")
-    for name, colour in (("suggested", COLOURS[1]), ("steepest", COLOURS[2]), ("lowest", COLOURS[3])):
+    for name, colour in (("careful", COLOURS[2]), ("suggested", COLOURS[1]), ("lowest", COLOURS[3])):
         axes.axvline(getattr(found, name), color=colour, linestyle="--", linewidth=1, label=f"{name}: {getattr(found, name):.1e}")
     low, begun = min(found.losses), max(found.losses[: SETTLED + 1])
     axes.set_ylim(low - 0.1 * (begun - low), begun + 0.5 * (begun - low))  # what diverges leaves the picture
@@ -223,8 +223,8 @@ def plot(found: Range) -> Figure:
 def sheet(found: Range, words: str) -> Sheet:
     """What is printed; ``words`` is what to type before the rate."""
     at = {
-        "suggested": "a tenth of the lowest loss's rate",
-        "steepest": "the loss falls most here",
+        "careful": "a tenth of the lowest loss's rate",
+        "suggested": "the loss falls most here",
         "lowest": "the loss is lowest here",
     }
     rows = [[name, why, f"{getattr(found, name):.1e}", number(_at(found, getattr(found, name)))] for name, why in at.items()]

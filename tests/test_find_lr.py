@@ -32,10 +32,12 @@ def test_smoothing_is_the_mean_weighted_by_age():
 def test_what_a_known_curve_speaks_for():
     rates, losses = curve()
     found = find_lr.judged("full", rates, losses)
-    assert found.suggested == pytest.approx(found.lowest / 10, rel=0.05)
+    assert found.careful == pytest.approx(found.lowest / 10, rel=0.05)
     # smoothing lags by some ten steps, a little over half a decade here
     assert 1e-1 <= found.lowest < 6e-1
-    assert found.steepest < found.lowest
+    # exp(-x²) falls most at x = -1/√2, 0.02
+    assert 1e-2 < found.suggested < found.lowest
+    assert found.suggested == pytest.approx(10 ** (-1 - 0.5**0.5 + 0.35), rel=0.6)
     assert found.diverged is False
     noisy = np.array(losses) + np.random.default_rng(0).normal(0, 0.02, len(losses))
     assert find_lr.judged("full", rates, noisy.tolist()).lowest == pytest.approx(found.lowest, rel=1.0)
