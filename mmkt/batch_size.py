@@ -123,6 +123,9 @@ def _step(learner: Learner, batch: Batch, phase: Phase, train: Train, accelerato
     trains = learner.begin(phase)
     # several processes keep every gradient twice: in the buckets that are summed over them
     buckets = [torch.empty_like(p) for p in trains.values()] if accelerator.num_processes > 1 else []
+    if train.average:
+        buckets += [p.detach().clone() for p in trains.values()]
+    ahead = batch.to(accelerator.device)  # the next batch is copied while a step is made
     optimizer = optim.optimizer(learner, trains, train, phase.lr)
     for _ in range(2):
         here = batch.to(accelerator.device)
@@ -138,3 +141,4 @@ def _step(learner: Learner, batch: Batch, phase: Phase, train: Train, accelerato
         optimizer.step()
         optimizer.zero_grad()
     buckets.clear()
+    del ahead

@@ -144,6 +144,11 @@ def gather(x: Tensor, *, remote: bool = True) -> Tensor:
     return torch.cat(parts)
 
 
+def most(number: int) -> int:
+    """The largest of all processes' numbers."""
+    return max(everyone(number))
+
+
 def pass_on(*tensors: Tensor) -> list[Tensor]:
     """Give tensors to the next process, and have those of the one before; shapes are the same everywhere. Without gradient."""
     if world_size() == 1:

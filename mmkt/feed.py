@@ -78,6 +78,8 @@ class Feed:
         self.whole = model.whole
         padding = {m: encoder.processor() for m, encoder in model.encoders.items()}  # features are made without (``resting``)
         for m in padding.keys() & data.pad_to.keys():
+            if not padding[m].pads:
+                raise ConfigError([(f"data.pad_to.{m}", "its items have one length already: leave it out")])
             padding[m].multiple = data.pad_to[m]
         self.collate = Collate(self.modalities, padding, self.labels, self.domain, self.group)
         unknown = [m for m in (*data.columns, *data.dropout, *data.one_of, *data.pad_to) if m not in self.modalities]

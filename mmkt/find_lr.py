@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 
 from mmkt import checkpoint, distributed, optim
-from mmkt.experiment import Experiment
-from mmkt.launch import Setup, built_to_rest, checkpoint_encoders
+from mmkt.experiment import Experiment, Train
+from mmkt.launch import Setup, built_to_rest, spare_memory
 from mmkt.launcher import refuse_apart, refuse_sharding, say_if_whole
 from mmkt.learner import Learner
 from mmkt.parts import ConfigError, nearest
@@ -93,8 +93,7 @@ def find_lr(
     refuse_apart(accelerator)
     say_if_whole(accelerator)
     chosen = _chosen(plan, phase)
-    if config.train.checkpointing:
-        checkpoint_encoders(setup.learner, [chosen])
+    spare_memory(setup.learner, [chosen], config, accelerator)
     losses = distributed.from_first(_losses(setup, config, chosen, accelerator, Path(out)))
     rates = [config.train.lr * optim.share(step, steps, config.train) for step in range(steps)]
     found = judged(chosen.name, rates, losses)
@@ -115,9 +114,13 @@ def _growing(config: Experiment, low: float, high: float, steps: int) -> Experim
         "warmup": 0.0,
         "log_every": 1,
         "average": None,
+        "decay": Train().decay,
+        "save_every": steps,
+        "profile": None,
     }
     data = config.data.model_copy(update={"validation": None})
-    return config.model_copy(update={"train": config.train.model_copy(update=train), "data": data})
+    evaluate = config.evaluate.model_copy(update={"split": config.data.train})  # none is evaluated, and no other read
+    return config.model_copy(update={"train": config.train.model_copy(update=train), "data": data, "evaluate": evaluate})
 
 
 def _chosen(plan: Sequence[Phase], name: str | None) -> Phase:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, KwargsHandler, ProjectConfiguration
 from rich.console import Console
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -39,6 +39,9 @@ from mmkt.train import fit, steps_of
 from mmkt.types import Encoder, Phase, Resources, Row
 from mmkt.workshop import Workshop
 
+# only what batch norms count differs by rank; it is shared before it is read (distributed.share_buffers)
+HANDLERS: list[KwargsHandler] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+
 
 class Setup(NamedTuple):
     """An experiment, built."""
@@ -58,6 +61,7 @@ def build(config: Experiment, workshop: Workshop | None = None) -> Setup:
         workshop: what other trainings of this process made.
     """
     parts, workshop = Parts(config.plugins), workshop or Workshop()
+    assert config.data.rows  # by now it is a number, or this says so
     manifest = workshop.get("manifest", data_key(config), lambda: open_manifest(config.data, config.seed, parts))
     built, bad = workshop.find("encoders", encoders_key(config)) or {}, []
     model = _drawn(config, manifest, parts, built)
@@ -112,20 +116,25 @@ def plan_of(setup: Setup, config: Experiment) -> list[Phase]:
     except ValueError as error:
         raise ConfigError([(f"transfer ({config.transfer['name']})", str(error))]) from error
     refuse_idle(setup.learner, plan)
+    named = setup.learner.objectives
+    contrasts = [name for phase in plan for name in (named if phase.objectives is None else phase.objectives) if name in named]
+    if config.train.accumulate > 1 and any(named[name].contrasts for name in contrasts):
+        words = "contrastive objectives compare the rows of a batch: raise data.batch_size, and set train.chunk"
+        raise ConfigError([("train.accumulate", words)])
     return plan
 
 
 def built_to_rest(
     config: Experiment, workshop: Workshop, splits: Sequence[str] | None = None
 ) -> tuple[Setup, list[Phase], Accelerator]:
-    """An experiment built, with features of its encoders that rest in place; in a process that is alone.
+    """An experiment built, with features of its encoders that rest in place.
 
     Args:
         config: with ``data.features``, or without: then nothing rests.
         workshop: what other trainings of this process made.
         splits: whose features are wanted; by default those that training and its evaluation read.
     """
-    accelerator = Accelerator(mixed_precision=config.train.precision)
+    accelerator = Accelerator(mixed_precision=config.train.precision, kwargs_handlers=HANDLERS)
     use_threads(accelerator, config.threads)
     setup = build(config, workshop)
     plan = plan_of(setup, config)
@@ -162,7 +171,7 @@ def chunk_encoders(learner: Learner, plan: Sequence[Phase], size: int, accelerat
     learner.model.chunk = size
 
 
-def _spare_memory(learner: Learner, plan: Sequence[Phase], config: Experiment, accelerator: Accelerator) -> None:
+def spare_memory(learner: Learner, plan: Sequence[Phase], config: Experiment, accelerator: Accelerator) -> None:
     """What trades time for memory, where it is asked for."""
     if config.train.checkpointing:
         checkpoint_encoders(learner, plan)
@@ -196,7 +205,7 @@ def with_batch_size(config: Experiment, resume: bool, accelerator: Accelerator, 
     one = _of_size(config, accelerator.num_processes)
     setup = build(one, workshop)
     plan = plan_of(setup, one)
-    _spare_memory(setup.learner, plan, config, accelerator)
+    spare_memory(setup.learner, plan, config, accelerator)
     rest(setup.learner, setup.feed, plan, used(setup.feed, one), accelerator, workshop)
     size = batch_size.find(setup.learner.to(accelerator.device), setup.feed, plan, config.train, accelerator)
     distributed.say(f"data.batch_size: {size} rows fit (auto)")
@@ -241,8 +250,7 @@ def train(
         mixed_precision=config.train.precision,
         log_with=list(config.trackers) or None,
         project_config=logs,
-        # only what batch norms count differs by rank; it is shared before it is read (distributed.share_buffers)
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=HANDLERS,
     )
     refuse_apart(accelerator)
     stop = Stop(accelerator, max_time)
@@ -254,7 +262,7 @@ def train(
         config = with_batch_size(config, resume, accelerator, workshop)
     setup = build(config, workshop)
     plan = plan_of(setup, config)
-    _spare_memory(setup.learner, plan, config, accelerator)
+    spare_memory(setup.learner, plan, config, accelerator)
     if dry:
         return dry_run(setup.learner, setup.feed, plan, config.train, console, accelerator.device)
     rest(setup.learner, setup.feed, plan, used(setup.feed, config), accelerator, workshop)

@@ -53,6 +53,7 @@ def optimizer(
         ConfigError: it does not go with FSDP2 or with ``train.fused``, or its package is not installed.
     """
     name = train.optimizer
+    refuse_idle(train)
     if distributed.is_sharded(learner) and name not in ELEMENTWISE:
         words = f"{name} looks at more than one number at a time, of which FSDP2 leaves each process a share"
         raise ConfigError([("train.optimizer", f"{words}: take {' or '.join(ELEMENTWISE)}, or launch with ddp.yaml")])
@@ -63,6 +64,25 @@ def optimizer(
     if name == "muon":
         return MuonBesideAdamW(learner, trains, train, factors)
     return OPTIMIZERS[name](groups(trains, train.lr, train.weight_decay, factors), train)
+
+
+def refuse_idle(train: Train) -> None:
+    """Refuse settings that the optimiser or the schedule does not read.
+
+    Raises:
+        ConfigError: one is set to something else than its default.
+    """
+    fresh = Train.model_fields
+    read = {
+        "momentum": train.optimizer in ("sgd", "muon"),
+        "betas": train.optimizer in ("adamw", "muon", "adamw8bit"),
+        "lr_end": train.schedule != "constant",
+        "decay": train.schedule == "wsd",
+    }
+    for name, used in read.items():
+        if not used and getattr(train, name) != fresh[name].default:
+            of = f"schedule={train.schedule}" if name in ("lr_end", "decay") else f"optimizer={train.optimizer}"
+            raise ConfigError([(f"train.{name}", f"train.{of} does not read it: leave it out")])
 
 
 def _adamw(found: list[dict], train: Train) -> torch.optim.Optimizer:

@@ -68,7 +68,8 @@ def save(
                 new / "generators.safetensors",
                 {f"{rank}/{name}": x for rank, states in enumerate(drawn) for name, x in states.items()},
             )
-            state = {"progress": asdict(progress), "frozen": hashed}
+            trained = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+            state = {"progress": asdict(progress), "frozen": hashed, "trained": trained}
             checkpoint.write_json(new / "state.json", state | {"scaler": scaler.state_dict() if scaler else None})
     distributed.wait()
 
@@ -104,13 +105,20 @@ def load_optimizer(folder: Path, optimizer: Any, scaler: Any) -> None:
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"]):
             own = {key.rpartition("/")[2]: x for key, x in tensors.items() if key.rpartition("/")[0] == name}
-            # torch's optimisers keep their step counter on the CPU, and as a float32 tensor; an integer was a Python number
-            optimizer.state[parameter] = {
-                k: int(x) if x.dtype == torch.int64 else x if k == "step" else placed_like(x, parameter) for k, x in own.items()
-            }
+            together = bool(group.get("fused") or group.get("capturable"))
+            optimizer.state[parameter] = {key: _placed(key, x, parameter, together=together) for key, x in own.items()}
     state = checkpoint.read_json(folder / "state.json")
     if scaler and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
+
+
+def _placed(key: str, x: Tensor, parameter: Tensor, *, together: bool) -> Tensor | int:
+    """A part of an optimiser's state, where the optimiser has it; ``together``: one kernel moves all parameters."""
+    if x.dtype == torch.int64:  # it was a Python number
+        return int(x)
+    if key == "step":  # a counter lies on the CPU, unless a kernel reads it
+        return x.to(parameter.device) if together else x
+    return placed_like(x, parameter)
 
 
 def load_average(folder: Path, mean: Mapping[str, Tensor]) -> None:

@@ -52,7 +52,7 @@ class Meter:
     projection's) of the squared gradients of all modalities, at the logged step; ``rows/s`` of all processes; ``data wait``, the
     share of this process's time; ``memory GB``, its peak so far (of the GPU, or of the process); on GPUs that are in
     ``peaks``, with a model that is not sharded, ``MFU``: the FLOPs of forward and backward, counted once a phase on one batch,
-    over the card's peak.
+    over the card's peak (what checkpointing computes again counts too).
 
     Args:
         learner: names the figures.

@@ -135,9 +135,6 @@ class _Loop:
         trains = self.learner.begin(phase)
         if not at.step:
             distributed.say(self.learner.words(phase))
-        if train.accumulate > 1 and any(objective.contrasts for _, objective in self.learner.parts()):
-            words = "contrastive objectives compare the rows of a batch: raise data.batch_size, and set train.chunk"
-            raise ConfigError([("train.accumulate", words)])
         self._refuse_unreached(phase)
         wrapped, optimizer = self._prepared(optim.optimizer(self.learner, trains, train, phase.lr))
         if self.resumed and at.step:

@@ -170,6 +170,7 @@ class Processor(ABC):
     rate: int  # Hz, of a processor of kind "audio"
     columns: Mapping[str, str]  # "number" or "category" by column, of a processor of kind "table"
     width: int  # numbers a vector, of a processor of kind "features"
+    pads: bool = False  # items of a batch are padded to one length
     multiple: int = 1  # what items of a batch are padded to, beyond the longest (``data.pad_to``)
     draws: bool = True  # False: a view is the plain item, no random number is drawn for it
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from accelerate import Accelerator
-from conftest import experiment
+from conftest import call, experiment
 from forked import together
 from safetensors.torch import load_file
 from torch import nn
@@ -143,7 +143,8 @@ def test_optimisers_resume_to_the_bit_and_differ(small):
     for name in ("adamw", "sgd", "adafactor", "muon"):
         run = small["run"]
         small["run"] = f"{run}-{name}"
-        folder, curves[name] = same_after_resuming(small, f"train.optimizer={name}", "train.betas=[0.8, 0.9]")
+        betas = ["train.betas=[0.8, 0.9]"] if name in ("adamw", "muon") else []
+        folder, curves[name] = same_after_resuming(small, f"train.optimizer={name}", *betas)
         kept = {key.rpartition("/")[2] for key in load_file(folder / "last/optimizer.safetensors")}
         small["run"] = run
         assert (
@@ -337,3 +338,27 @@ def test_several_processes_average_alike(tiny_settings, tmp_path):
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=0)
     assert max(float((last[name] - two[name]).abs().max()) for name in two) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("train.momentum=0.5", "train.momentum: train.optimizer=adamw does not read it"),
+        ("train.betas=[0.8,0.9] train.optimizer=sgd", "train.betas: train.optimizer=sgd does not read it"),
+        ("train.lr_end=0.1 train.schedule=constant", "train.lr_end: train.schedule=constant does not read it"),
+        ("train.decay=0.5", "train.decay: train.schedule=cosine does not read it"),
+        ("data.pad_to.image=8", "data.pad_to.image: its items have one length already"),
+    ],
+)
+def test_settings_that_nothing_reads(tiny_settings, config_file, capfd, settings, words):
+    status, _, err = call(capfd, "train", config_file(tiny_settings), *settings.split())
+    assert status == 2
+    assert words in err
+
+
+def test_contrast_in_a_later_phase_is_refused_before_the_first(tiny_settings, config_file, capfd):
+    tiny_settings["objectives"]["near"] = "align"
+    status, _, err = call(capfd, "train", config_file(tiny_settings), "train.accumulate=2", "transfer={name: lp_ft, share: 0.5}")
+    assert status == 2
+    assert "train.accumulate: contrastive objectives compare the rows of a batch" in err
+    assert "phase" not in err.split("train.accumulate")[0]

@@ -180,3 +180,49 @@ def _contrasted(objective: nn.Module, names: str, world: int, *, again: bool) ->
     dealt = {m: [parts[k % world][k // world] for k in range(8)] for m, parts in rows.items()}
     loss, count = float(total.detach()), int(objective.count(batch))
     return {"loss": sum(distributed.everyone(loss)), "grads": summed | dealt, "count": sum(distributed.everyone(count))}
+
+
+class Named:
+    """As much of a learner as a step of ``momentum`` without averages asks for."""
+
+    def named(self) -> dict:
+        return {}
+
+
+def uneven(folder: Path, world: int) -> None:
+    """Losses of seven rows in evaluation, of which processes have more or fewer, and a queue after a step; they go to a file."""
+    from mmkt.objectives.align import Align
+    from mmkt.objectives.momentum import Momentum
+    from mmkt.objectives.symile import Symile
+    from mmkt.types import Batch, Encoded, Outputs
+
+    if world > 1:
+        dist.init_process_group("gloo")
+    names, found = list("abc"), {}
+    parts = {
+        "gather": Align(5, names, {}, []),
+        "ring": Align(5, names, {}, [], exchange="ring", chunk=1),
+        "sigmoid": Align(5, names, {}, [], loss="sigmoid"),
+        "symile": Symile(5, names, {}, []),
+        "momentum": Momentum(5, names, {}, [], queue=5),
+    }
+    for (name, objective), rows in product(parts.items(), (7, 8)):
+        torch.manual_seed(0)
+        every = {m: torch.randn(rows, 5, dtype=torch.float64) for m in names}
+        there = {m: torch.rand(rows) > 0.2 for m in names}
+        mine = slice(distributed.rank(), None, world)
+        row, present = torch.arange(100, 100 + rows)[mine], {m: x[mine] for m, x in there.items()}
+        batch = Batch({}, present, {}, {}, {}, row, row, row, row)
+        encoded = {m: Encoded.of(x[mine], present[m]) for m, x in every.items()}
+        outputs = Outputs(encoded, encoded["a"], {}, {}, {})
+        objective.double().train(rows == 8)
+        taught = ({m: x[mine].flip(1) for m, x in every.items()},) if name == "momentum" else ()
+        loss = objective._summed(batch, outputs, *taught)
+        found[f"{name} {rows}"] = sum(distributed.everyone(float(loss.detach())))
+    momentum = parts["momentum"]
+    momentum.stepped(Named(), 0.5)
+    found["queue"] = [momentum.rows.tolist(), momentum.keys_a.tolist(), momentum.there_b.tolist()]
+    if distributed.rank() == 0:
+        (folder / f"uneven-{world}.out").write_text(json.dumps(found))
+    if world > 1:
+        dist.destroy_process_group()

@@ -95,6 +95,7 @@ class Features(Encoder):
 class _Vectors(Processor):
     kind = "features"
     draws = False
+    pads = True
 
     def __init__(self, width: int):
         self.width = width

@@ -135,6 +135,7 @@ class HfText(Encoder):
 
 class _Tokens(Processor):
     kind = "text"
+    pads = True
     draws = False
 
     def __init__(self, tokenizer: Any, max_tokens: int, windows: int, pairs: bool, full_length: bool):

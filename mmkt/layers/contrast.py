@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmkt.distributed import gather, rank
+from mmkt.distributed import gather, most, rank, world_size
 from mmkt.types import Batch
 
 
@@ -21,7 +21,7 @@ class Rows(NamedTuple):
 
     vectors: Tensor  # (N, D), of unit length
     there: Tensor  # (N,) bool: takes part
-    place: Tensor  # (N,) long, in the batch of all processes; −1: in none
+    place: Tensor  # (N,) long, in the batch that all processes share, each taking every ``world``-th row; −1: in none
     same: Tensor  # (N,) long: rows of one number are no negatives of each other; −1: like no other
 
     def part(self, start: int, size: int) -> Rows:
@@ -91,9 +91,22 @@ def pairs(modalities: Sequence[str], between: Sequence[str] | None, anchor: str 
     return [(anchor, m) for m in chosen if m != anchor]
 
 
-def places(batch: Batch) -> Tensor:
-    """Where this process's rows lie in the batch of all, as ``gather`` joins it, (B,)."""
-    return torch.arange(batch.size, device=batch.row.device) + rank() * batch.size
+def sides(vectors: Mapping[str, Tensor], batch: Batch, same: Tensor, *, training: bool) -> dict[str, Rows]:
+    """By modality this process's rows, as many as every process has.
+
+    Args:
+        vectors: by modality, (B, D) of any length.
+        batch: whose rows they are.
+        same: (B,), see ``Rows``.
+        training: then every process has the same B; in evaluation one can have a row fewer, and gets one that is not there.
+    """
+    missing = 0 if training else most(batch.size) - batch.size
+    place = torch.arange(batch.size + missing, device=batch.row.device) * world_size() + rank()
+
+    def filled(x: Tensor, value: float = 0) -> Tensor:
+        return F.pad(x, (0, 0) * (x.ndim - 1) + (0, missing), value=value) if missing else x
+
+    return {m: Rows(filled(unit(x)), filled(batch.present[m], False), place, filled(same, -1)) for m, x in vectors.items()}
 
 
 def alike(batch: Batch, by: str | None) -> Tensor:
@@ -122,8 +135,12 @@ def unit(x: Tensor) -> Tensor:
 
 
 def everywhere(rows: Rows, *, remote: bool = True) -> Rows:
-    """The rows of all processes; with ``remote`` they have their gradient from all processes' losses, else from their own."""
-    return Rows(gather(rows.vectors, remote=remote), gather(rows.there), gather(rows.place), gather(rows.same))
+    """The rows of all processes, in the order of the batch that they share, whatever their number.
+
+    With ``remote`` they have their gradient from all processes' losses, else from their own.
+    """
+    every = (gather(rows.vectors, remote=remote), gather(rows.there), gather(rows.place), gather(rows.same))
+    return Rows(*(x.unflatten(0, (world_size(), -1)).transpose(0, 1).flatten(0, 1) for x in every))
 
 
 def closed(queries: Rows, keys: Rows) -> tuple[Tensor, Tensor]:
@@ -154,8 +171,9 @@ def hard_info_nce(hardness: float) -> Loss:
         negative = ~(own | out)
         n = negative.sum(1)
         real = (n > 0)[:, None]
-        some = scores.masked_fill(~negative & real, -math.inf)  # rows without negatives stay finite, and are left out below
-        mass = n.clamp(min=1).to(scores.dtype).log() + ((1 + hardness) * some).logsumexp(1) - (hardness * some).logsumexp(1)
+        out = ~negative & real  # rows without negatives stay finite, and are left out below
+        hard, plain = (((k + hardness) * scores).masked_fill(out, -math.inf).logsumexp(1) for k in (1, 0))
+        mass = n.clamp(min=1).to(scores.dtype).log() + hard - plain
         found = F.softplus(mass - torch.where(own, scores, 0.0).sum(1))
         return found.masked_fill(~queries.there | (n == 0), 0.0)
 

@@ -24,6 +24,7 @@ class Waveform(Processor):
     """
 
     kind = "audio"
+    pads = True
 
     def __init__(self, rate: int, samples: int, augment: bool, windows: int = 1):
         self.rate, self.samples, self.windows = rate, samples, windows

@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor
 
 from mmkt.layers import contrast
-from mmkt.layers.contrast import Rows
 from mmkt.layers.ring import How, ring
 from mmkt.types import Batch, Objective, Outputs
 
@@ -95,8 +94,8 @@ class Align(Objective):
 
     def _summed(self, batch: Batch, outputs: Outputs) -> Tensor:
         scale, bias = self.temperature()
-        place, same = contrast.places(batch), contrast.alike(batch, self.same)
-        one = {m: Rows(contrast.unit(outputs.encoded[m].pooled), batch.present[m], place, same) for p in self.pairs for m in p}
+        vectors = {m: outputs.encoded[m].pooled for pair in self.pairs for m in pair}
+        one = contrast.sides(vectors, batch, contrast.alike(batch, self.same), training=self.training)
         # connected even when no row has two
         loss = sum((x.vectors.sum() for x in one.values()), start=scale.sum() + (0.0 if bias is None else bias.sum())) * 0.0
         every = one if self.round else {m: contrast.everywhere(x, remote=self.remote) for m, x in one.items()}

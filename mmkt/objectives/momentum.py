@@ -13,7 +13,7 @@ from torch.func import functional_call
 from mmkt import distributed
 from mmkt.layers import contrast
 from mmkt.layers.contrast import Rows
-from mmkt.types import Batch, Objective, Outputs, Resources
+from mmkt.types import Batch, Objective, Outputs, Phase, Resources
 
 if TYPE_CHECKING:
     from mmkt.learner import Learner
@@ -102,6 +102,13 @@ class Momentum(Objective):
             self.names[name] = f"average_{len(self.names)}"
             self.register_buffer(self.names[name], parameter.detach().clone())
 
+    def begin(self, learner: Learner, phase: Phase) -> None:
+        """Say what is averaged for nothing."""
+        still = sum(p.numel() for name, p in learner.named().items() if name in self.names and not p.requires_grad)
+        if still:
+            words = f"momentum averages, and saves, {still:,} numbers that do not train in the phase {phase.name}"
+            distributed.say(f"{words}: parameters=[…] names those that do")
+
     def forward(self, model: Model, batch: Batch, outputs: Outputs) -> Tensor:
         """Sum over this rank's rows and the pairs, ().
 
@@ -124,13 +131,13 @@ class Momentum(Objective):
                 encoded = functional_call(model, averages, (batch,)).encoded
         finally:
             model.train(training)
-        return {m: contrast.unit(encoded[m].pooled) for m in self.compared}
+        return {m: encoded[m].pooled for m in self.compared}
 
     def _summed(self, batch: Batch, outputs: Outputs, taught: Mapping[str, Tensor]) -> Tensor:
         scale, _ = self.temperature()
-        place = contrast.places(batch)
-        mine = {m: Rows(contrast.unit(outputs.encoded[m].pooled), batch.present[m], place, batch.row) for m in self.compared}
-        self.fresh = {m: contrast.everywhere(mine[m]._replace(vectors=x)) for m, x in taught.items()}
+        vectors = {m: outputs.encoded[m].pooled for m in self.compared}
+        mine, theirs = (contrast.sides(x, batch, batch.row, training=self.training) for x in (vectors, taught))
+        self.fresh = {m: contrast.everywhere(x) for m, x in theirs.items()}
         loss = sum((x.vectors.sum() for x in mine.values()), start=scale.sum()) * 0.0  # connected even when no row has two
         for a, b in self.pairs:
             for x, y in ((a, b), (b, a)):
@@ -153,8 +160,7 @@ class Momentum(Objective):
         """Move the average, and put the step's keys in the place of the oldest."""
         named = learner.named()
         for name, buffer in self.names.items():
-            if named[name].requires_grad:
-                getattr(self, buffer).lerp_(named[name], 1 - self.decay)
+            getattr(self, buffer).lerp_(named[name], 1 - self.decay)
         fresh, self.fresh = self.fresh, {}
         n = min(len(next(iter(fresh.values())).place), self.size) if fresh else 0
         if n:

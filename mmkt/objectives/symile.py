@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mmkt.distributed import gather, rank, world_size
 from mmkt.layers import contrast
+from mmkt.layers.contrast import Rows
 from mmkt.types import Batch, Objective, Outputs
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ class Symile(Objective):
     """InfoNCE on the multilinear product of all modalities (Symile, Saporta et al., 2024), which no sum over pairs can give.
 
     For each modality a in turn −log softmax at j = i of s·Σ_d a_i · Π_m m_k(j), averaged over a, where the own entry is the
-    row's other vectors multiplied and entry j ≠ i are others' vectors, each modality of another row: the batch is in random
-    order, so that one roll a modality is a draw from the product of their marginals. Rows that have all count. With two
+    row's other vectors multiplied and entry j ≠ i are others' vectors, each modality of another row: the batch is shuffled by a
+    hash of its rows' numbers, and rolled on for each modality, which draws from the product of their marginals. Rows that have
+    all count. With two
     modalities it is ``align``, to the weight: one item a row.
     """
 
@@ -74,19 +75,19 @@ class Symile(Objective):
 
     def _summed(self, batch: Batch, outputs: Outputs) -> Tensor:
         scale, _ = self.temperature()
-        mine = {m: contrast.unit(outputs.encoded[m].pooled) for m in self.between}
-        loss = sum((x.sum() for x in mine.values()), start=scale.sum()) * 0.0  # connected even when no row has all
+        vectors = {m: outputs.encoded[m].pooled for m in self.between}
+        mine = contrast.sides(vectors, batch, batch.row, training=self.training)
+        loss = sum((x.vectors.sum() for x in mine.values()), start=scale.sum()) * 0.0  # connected even when no row has all
         scale = scale * self.stretch
-        there = self._whole(batch)
-        entries = _in_order(there).nonzero()[:, 0]  # (n,) rows of the whole batch that have all
-        every = {m: _in_order(x)[entries] for m, x in mine.items()}  # (n, D)
-        place = torch.arange(batch.size, device=there.device) * world_size() + rank()
+        there, place = _all_there(mine), mine[self.between[0]].place
+        every = {m: contrast.everywhere(x) for m, x in mine.items()}
+        entries = _shuffled(_all_there(every), every[self.between[0]].same)  # (n,) of those that have all
         for a in self.between:
             others = [m for m in self.between if m != a]
-            own = reduce(torch.mul, (mine[m] for m in others))  # (B, D)
-            rolled = reduce(torch.mul, (every[m].roll(-k, 0) for k, m in enumerate(others)))  # (n, D)
-            rows = (mine[a], own, there, place)
-            for part in zip(*(x.split(self.chunk or batch.size) for x in rows)):
+            own = reduce(torch.mul, (mine[m].vectors for m in others))  # (B, D)
+            rolled = reduce(torch.mul, (every[m].vectors[entries].roll(-k, 0) for k, m in enumerate(others)))  # (n, D)
+            rows = (mine[a].vectors, own, there, place)
+            for part in zip(*(x.split(self.chunk or len(x)) for x in rows)):
                 again = (_losses, *part, rolled, entries, scale)
                 losses = checkpoint(*again, use_reentrant=False) if self.chunk else _losses(*again[1:])
                 loss = loss + losses.sum() / len(self.between)
@@ -108,7 +109,13 @@ def _losses(x: Tensor, own: Tensor, there: Tensor, place: Tensor, rolled: Tensor
     return torch.where(there, losses, 0.0)
 
 
-def _in_order(x: Tensor) -> Tensor:
-    """All processes' rows, as the batch that they share has them: every process takes each ``world``-th row of it."""
-    every = gather(x)
-    return every.unflatten(0, (world_size(), -1)).transpose(0, 1).flatten(0, 1)
+def _all_there(rows: Mapping[str, Rows]) -> Tensor:
+    """Rows that have all modalities, (N,)."""
+    return torch.stack([x.there for x in rows.values()]).all(0)
+
+
+def _shuffled(there: Tensor, rows: Tensor) -> Tensor:
+    """Places of those that are there, (n,), in an order that has nothing to do with the batch's (streams, lengths, classes)."""
+    places = there.nonzero()[:, 0]
+    hashed = (rows[places] * 2654435761) % 2**32  # Knuth's multiplicative hash, as any process has it
+    return places[hashed.argsort(stable=True)]

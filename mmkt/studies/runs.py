@@ -114,12 +114,9 @@ def forget_state(run: Path) -> None:
 def _note_cost(run: Path) -> None:
     """What trained and how much memory it took; then the optimiser's state, which only resuming reads, goes."""
     last = settle(run / "last")
-    names: dict[str, int] = {}
-    for file, suffix in ((last / "optimizer.safetensors", "/exp_avg"), (settle(run / "best") / "model.safetensors", "")):
-        with safe_open(file, "pt") as tensors:
-            keys = [key for key in tensors.keys() if key.endswith(suffix)]  # noqa: SIM118 - no mapping
-            names[file.stem] = sum(_size(tensors.get_slice(key).get_shape()) for key in keys)
-    cost = {"trained": names["optimizer"], "numbers": names["model"], "peak memory": peak_memory()}
+    with safe_open(settle(run / "best") / "model.safetensors", "pt") as tensors:
+        numbers = sum(_size(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118 - no mapping
+    cost = {"trained": read_json(last / "state.json")["trained"], "numbers": numbers, "peak memory": peak_memory()}
     write_json(run / "cost.json", cost)
     forget_state(run)
 

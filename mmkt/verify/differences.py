@@ -14,7 +14,7 @@ from mmkt.checkpoint import CheckpointError, read_json, read_tensors
 from mmkt.run import flat
 from mmkt.telemetry import CLOCK
 
-APART = ("environment.json", "tensorboard")  # the command that was typed, files named by the clock
+APART = ("environment.json", "tensorboard", "profile")  # the command that was typed, files named by the clock, times
 
 
 def differences(one: Path, other: Path) -> list[str]:
