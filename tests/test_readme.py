@@ -48,6 +48,7 @@ def desk(tmp_path_factory) -> Path:
         config["evaluate"] = {"resamples": 10}
         config["threads"] = 1
         if file.stem == "numerals":
+            config["data"]["batch_size"] = 16
             config["data"]["source"] = {"name": "numerals", "rows": 64, "validation": 20, "test": 30}
         if file.stem == "digits":
             config["data"]["source"] |= {"copies": 1}
