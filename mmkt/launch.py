@@ -24,7 +24,7 @@ from mmkt.dry_run import dry_run
 from mmkt.evaluate import NO_ROWS, figures, list_bad_rows, write_figures
 from mmkt.experiment import Experiment
 from mmkt.feed import Feed
-from mmkt.launcher import refuse_absent, refuse_apart, refuse_sharding, say_if_whole, use_threads
+from mmkt.launcher import forget_precision, refuse_absent, refuse_apart, refuse_sharding, say_if_whole, use_threads
 from mmkt.learner import Learner
 from mmkt.model import Model, matches
 from mmkt.parts import ConfigError, Parts
@@ -134,6 +134,7 @@ def built_to_rest(
         workshop: what other trainings of this process made.
         splits: whose features are wanted; by default those that training and its evaluation read.
     """
+    forget_precision()
     accelerator = Accelerator(mixed_precision=config.train.precision, kwargs_handlers=HANDLERS)
     use_threads(accelerator, config.threads)
     setup = build(config, workshop)
@@ -246,6 +247,7 @@ def train(
     refuse_sharding()
     refuse_absent(config.trackers)
     logs = ProjectConfiguration(project_dir=config.run, logging_dir=f"{config.run}/tensorboard")
+    forget_precision()
     accelerator = Accelerator(
         mixed_precision=config.train.precision,
         log_with=list(config.trackers) or None,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import parse_flag_from_env
 
 from mmkt import distributed
@@ -22,7 +23,6 @@ ONLY = {  # settings of FSDP, as accelerate launch hands them on: the only value
     "FSDP_VERSION": ("2", "FSDP1 flattens parameters, which then have no names to save them by"),
     "FSDP_AUTO_WRAP_POLICY": ("no_wrap", "mmkt wraps each encoder's layers itself"),
     "FSDP_CPU_RAM_EFFICIENT_LOADING": ("false", "encoders are built with their weights in every process"),
-    "FSDP_OFFLOAD_PARAMS": ("false", "weights stay on the GPUs"),
     "FSDP_IGNORED_MODULES": ("none", "every parameter is sharded"),
     "FSDP_ACTIVATION_CHECKPOINTING": ("false", "train.checkpointing: true does it, in the experiment"),
 }
@@ -32,6 +32,11 @@ def use_threads(accelerator: Accelerator, threads: int | None) -> None:
     """Give a process that is alone on a CPU its threads; several processes keep what their launcher set."""
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
         torch.set_num_threads(threads or os.cpu_count() or 1)
+
+
+def forget_precision() -> None:
+    """Let the next Accelerator of this process have another precision than the one before, whose state would refuse it."""
+    AcceleratorState._reset_state()
 
 
 def lead() -> int:

@@ -469,3 +469,14 @@ def test_alignment_is_symmetric_infonce_over_rows_that_have_both():
     assert objective.count(batch) == 4
     with pytest.raises(ValueError, match="two modalities or more"):
         Align(5, ["a"], {}, [])
+
+
+def test_trainings_of_one_process_may_differ_in_precision(tiny_settings, tmp_path):
+    """A study trains several."""
+    found = {}
+    for precision in ("no", "bf16", "no"):
+        config = experiment(tiny_settings, "train.steps=2", f"train.precision={precision}", f"run={tmp_path}/{len(found)}")
+        launch.train(config)
+        lines = [json.loads(line) for line in (tmp_path / str(len(found)) / "metrics.jsonl").read_text().splitlines()]
+        found[len(found)] = next(line["loss"] for line in lines if "loss" in line)
+    assert found[0] == found[2] != found[1]

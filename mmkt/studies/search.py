@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from accelerate.state import AcceleratorState
 
 from mmkt import distributed
 from mmkt.checkpoint import read_json, write_json
@@ -138,8 +137,6 @@ class HyperSearch:
 
     def _trial(self, number: int, settings: Mapping[str, str], trials: Trials | None, stop: Stop) -> Outcome:
         """Carry out a trial."""
-        if "train.precision" in self.space:
-            AcceleratorState._reset_state()  # it would refuse another precision than the trial's before
         judge = Judge(self.folder_of(number), f"{self.task}/{self.metric}", trials, stop)
         ended = distributed.from_first([one.outcome.state for one in _ended(trials)])
         try:
