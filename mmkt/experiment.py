@@ -79,6 +79,10 @@ class Data(Section):
     """A task whose classes are drawn equally often in training."""
     group_by_length: str | None = None
     """A modality by whose length training rows are batched together."""
+    tokens: Count | None = None
+    """Training batches by size: as many rows (a multiple of 8) as make no more than this, times the longest of them in the
+    modality of ``group_by_length``, over all processes; ``batch_size`` at the most. Texts count in tokens that the encoder
+    reads, features in vectors, all else in bytes. Null: ``batch_size`` rows, whatever their length."""
     dropout: dict[Name, Share] = {}
     """Modality → probability that a training row loses it; the last one a row has is never lost."""
     one_of: list[Name] = []

@@ -191,6 +191,10 @@ class Processor(ABC):
         values that training did not, ``unknown`` (N,) bool does. A run reports how many.
         """
 
+    def length(self, item: Any) -> int:
+        """How long a text is in a padded batch (its places times the longest): by default its characters."""
+        return len(item) if isinstance(item, str) else sum(map(len, item))
+
     def whole(self, cell: Any) -> bool:
         """Whether a list in a cell is one item of this processor (a sentence pair, a vector), not several items (two pairs)."""
         return False
