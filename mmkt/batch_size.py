@@ -24,6 +24,9 @@ def refuse(data: Data, accelerator: Accelerator) -> None:
     Raises:
         ConfigError: on a CPU, under FSDP2, or where quotas make the batch.
     """
+    if data.tokens is not None:
+        words = "auto does not go with data.tokens, which bounds what a batch holds: give the most rows of one"
+        raise ConfigError([("data.batch_size", words)])
     if data.streams:
         raise ConfigError([("data.batch_size", "auto does not go with data.streams, whose quotas make the batch: leave it out")])
     if accelerator.is_fsdp2:
@@ -132,7 +135,7 @@ def _step(learner: Learner, batch: Batch, phase: Phase, train: Train, accelerato
         for _, objective in learner.parts():
             here = objective.craft(learner, here)
         # this process's own counts: summed over all, one that runs out in the first step would be waited for in the second
-        counts = torch.stack([objective.count(here) for _, objective in learner.parts()]).float()
+        counts = learner.own_counts([here])
         with accelerator.autocast():
             loss, _ = learner(here, counts)
         loss.backward()

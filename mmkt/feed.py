@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -19,19 +19,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmkt import distributed
+from mmkt.data import lengths, sampling, splits
 from mmkt.data import manifest as manifests
-from mmkt.data import media, sampling, splits
 from mmkt.data.cache import Cache
 from mmkt.data.check import Unreadable
 from mmkt.data.collate import Collate, Cuts
-from mmkt.data.columns import cells, codes
+from mmkt.data.columns import codes
 from mmkt.data.kinds import media_kind
 from mmkt.data.labels import labels
 from mmkt.data.limits import Limits
 from mmkt.data.manifest import Manifest
 from mmkt.data.mapped import release
+from mmkt.data.packing import PackedSampler, Packing
 from mmkt.data.rows import Change, Rows
-from mmkt.data.sampling import Draw
+from mmkt.data.sampling import Draw, Sampler, TrainSampler
 from mmkt.experiment import Data
 from mmkt.feature_cache import Features
 from mmkt.model import Model
@@ -85,6 +86,7 @@ class Feed:
         unknown = [m for m in (*data.columns, *data.dropout, *data.one_of, *data.pad_to) if m not in self.modalities]
         if unknown:
             raise ConfigError([("data", f"there is no modality {unknown[0]!r}; the model has {', '.join(self.modalities)}")])
+        lengths.refuse_apart(data)
 
     def _look_at(self, m: str) -> None:
         """Refuse a column that is not of the encoder's kind, and say so of one that does not look like it."""
@@ -152,47 +154,66 @@ class Feed:
         distinct, place = codes(column)
         return sampling.balanced(distinct.to_pylist(), place[rows])
 
-    def _lengths(self) -> np.ndarray | None:
+    def _grouped_by(self) -> str | None:
+        """The modality of ``data.group_by_length``, which the model has."""
         m = self.data.group_by_length
-        if m is None:
-            return None
-        if m not in self.modalities:
+        if m is not None and m not in self.modalities:
             raise ConfigError([("data.group_by_length", f"there is no modality {m!r}; allowed: {', '.join(self.modalities)}")])
-        if self.processors[m].kind == "table":
+        if m is not None and self.processors[m].kind == "table":
             raise ConfigError([("data.group_by_length", f"{m!r} is a table: its rows have one length; name another, or null")])
-        return self.sizes(m)
+        return m
 
     def sizes(self, m: str) -> np.ndarray:
         """How long each row of the manifest is in a modality that is no table, (rows,): characters, vectors, or bytes."""
-        column = manifests.column_of(self.manifest, self.columns[m])
+        return lengths.sizes(manifests.column_of(self.manifest, self.columns[m]), self.processors[m], self.manifest.root)
+
+    @cached_property
+    def packing(self) -> Packing | None:
+        """An epoch's batches with ``data.tokens``; None without.
+
+        Raises:
+            ConfigError: fewer rows than processes.
+        """
+        if self.data.tokens is None:
+            return None
+        m, [stream] = self._grouped_by(), self.streams()
+        assert m is not None, "refused as the feed was made"
         if self.processors[m].kind == "text":
-            sizes = (len(str(cell or "")) for cell in cells(column))
-        elif self.processors[m].kind == "features":
-            sizes = (len(cell or ()) for cell in cells(column))  # tokens; one vector is as long as any other
+            column = manifests.column_of(self.manifest, self.columns[m])
+            own = lengths.tokens(column, self.processors[m], stream.rows, alternatives=m in self.data.one_of)
         else:
-            sizes = (media.size(cell, self.manifest.root) for cell in cells(column))
-        return np.fromiter(sizes, dtype=np.int64, count=len(column))
+            own = self.sizes(m)
+        try:
+            return Packing(stream, own, tokens=self.data.tokens, world=distributed.world_size())
+        except ValueError as error:
+            raise ConfigError([("data", str(error))]) from error
+
+    def epoch(self) -> float:
+        """How many batches have every training row once (of the stream that takes the most)."""
+        if self.packing is not None:
+            return len(self.packing)
+        return max(len(stream.rows) / stream.quota for stream in self.streams() if stream.quota)
 
     def training(
         self, start: int, stop: int, views: Sequence[str] = (), quotas: Mapping[str, int] | None = None, pin: bool = False
     ) -> Iterator[Batch]:
         """This rank's share of the training batches ``start`` … ``stop``; which rows they hold depends on the number alone."""
-        sampler = sampling.TrainSampler(
-            self.streams(quotas),
-            seed=self.seed,
-            rank=distributed.rank(),
-            world=distributed.world_size(),
-            lengths=self._lengths(),
-            start=start,
-            stop=stop,
-        )
-        self._asked_for(np.concatenate([stream.rows for stream in sampler.streams]))
+        sampler = self._sampler(start, stop, quotas)
+        self._asked_for(sampler.rows)
         found: Iterator[Batch]
         if self._all_held() and not self.data.dropout:
             found = map(self._looked_up, sampler)
         else:
             found = self._noted(self._loader(self._rows(True, views), sampler, pin))
         return map(Batch.pinned, found) if pin and self.features else found  # features come in after the loader has pinned
+
+    def _sampler(self, start: int, stop: int, quotas: Mapping[str, int] | None) -> Sampler:
+        rank, world = distributed.rank(), distributed.world_size()
+        if self.packing is not None:
+            return PackedSampler(self.packing, seed=self.seed, rank=rank, start=start, stop=stop)
+        m = self._grouped_by()
+        own = None if m is None else self.sizes(m)
+        return TrainSampler(self.streams(quotas), seed=self.seed, rank=rank, world=world, lengths=own, start=start, stop=stop)
 
     def batch_of(self, rows: np.ndarray, views: Sequence[str] = ()) -> Batch:
         """Some rows as one training batch, with all modalities that they have; it is not counted among what was cut."""

@@ -121,6 +121,7 @@ def plan_of(setup: Setup, config: Experiment) -> list[Phase]:
     if config.train.accumulate > 1 and any(named[name].contrasts for name in contrasts):
         words = "contrastive objectives compare the rows of a batch: raise data.batch_size, and set train.chunk"
         raise ConfigError([("train.accumulate", words)])
+    refuse_uneven(setup.learner, setup.feed)
     return plan
 
 
@@ -192,6 +193,29 @@ def refuse_idle(learner: Learner, plan: Sequence[Phase]) -> None:
         if not any(matches(other, name) for other in trained):
             words = f"no phase trains it ({', '.join(phase.name for phase in plan)}): say transfer=full, or leave the adapter out"
             raise ConfigError([(f"model.adapters.{m}", words)])
+
+
+def refuse_uneven(learner: Learner, feed: Feed) -> None:
+    """Refuse what some batches of ``data.tokens`` would stop, perhaps after hours.
+
+    Raises:
+        ConfigError: rows of several processes are compared, which have unequally many; or a batch norm has one row.
+    """
+    world, packing = distributed.world_size(), feed.packing
+    if packing is None:
+        return
+    contrasts = [name for name, objective in learner.objectives.items() if objective.contrasts]
+    rows = len(packing.stream.rows)
+    if contrasts and rows % world:
+        words = (
+            f"{rows} training rows do not divide over {world} processes, and {contrasts[0]} compares as many rows of each: "
+            "leave it out (data.group_by_length alone has equal batches), or train on one process"
+        )
+        raise ConfigError([("data.tokens", words)])
+    least = packing.least // world
+    if least < 2 and any(isinstance(module, _BatchNorm) for module in learner.modules()):
+        words = f"the smallest batch has {least} row(s) a process, and a batch norm needs two: raise it, or take another model"
+        raise ConfigError([("data.tokens", words)])
 
 
 def with_batch_size(config: Experiment, resume: bool, accelerator: Accelerator, workshop: Workshop) -> Experiment:

@@ -72,17 +72,24 @@ class Learner(nn.Module):
         return [(name, self.objectives[name]) for name in self.active]
 
     def counts(self, batches: Sequence[Batch]) -> Tensor:
-        """How many items each objective speaks for, over all ranks and the accumulated batches: (objectives,) float."""
-        local = torch.stack([torch.stack([o.count(b) for b in batches]).sum() for _, o in self.parts()])
-        return total(local.to(torch.float32))
+        """How many items each objective speaks for, then how many rows there are: (objectives + 1,) float.
 
-    def forward(self, batch: Batch, counts: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
+        Over all ranks and the accumulated batches.
+        """
+        return total(self.own_counts(batches))
+
+    def own_counts(self, batches: Sequence[Batch]) -> Tensor:
+        """As ``counts``, of this rank alone."""
+        items = [torch.stack([o.count(b) for b in batches]).sum() for _, o in self.parts()]
+        rows = torch.full((), sum(b.size for b in batches), device=batches[0].row.device)
+        return torch.stack([x.to(torch.float32) for x in (*items, rows)])
+
+    def forward(self, batch: Batch, counts: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of one batch.
 
         Args:
             batch: this rank's rows.
-            counts: (objectives,), the global denominators from ``counts``.
-            share: of this batch in its step (1 / accumulated batches), for the fusion's terms.
+            counts: (objectives + 1,), the global denominators from ``counts``.
 
         Returns:
             The loss (), scaled so that the mean of its gradients over ranks is the gradient of the global mean; and
@@ -100,6 +107,7 @@ class Learner(nn.Module):
             mean = objective(self.model, batch, outputs) / counts[k].clamp(min=1)
             loss = loss + self.weights[name] * world * mean
             means.append(mean.detach())
+        share = batch.size * world / counts[-1]  # of a mean over these rows; where batches differ, as theirs do
         for name, weight in self.terms.items():
             term = outputs.terms[name]
             loss = loss + weight * share * term

@@ -101,9 +101,9 @@ class Meter:
     def graded(self) -> None:
         """Before clipping, in a step that is logged: note whose gradients they are."""
         grads = {m: [p.grad for p in some if p.grad is not None] for m, some in self.learner.by_modality().items()}
-        norms = {m: torch.nn.utils.get_total_norm(some) for m, some in grads.items() if some}
-        if len(norms) > 1:
-            self.squares = {m: distributed.whole(norm).square() for m, norm in norms.items()}
+        grads = {m: some for m, some in grads.items() if some}
+        if len(grads) > 1:  # one alone has all of them
+            self.squares = {m: distributed.whole(torch.nn.utils.get_total_norm(some)).square() for m, some in grads.items()}
 
     def flush(self, step: int, lr: float, norm: Tensor | None) -> dict[str, float]:
         """Write the means since the last flush.

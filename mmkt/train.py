@@ -86,8 +86,7 @@ def steps_of(train: Train, feed: Feed) -> int:
         )
     if train.steps is not None:
         return train.steps
-    streams = feed.streams()
-    return math.ceil(train.epochs * max(len(s.rows) / s.quota for s in streams if s.quota) / train.accumulate)  # type: ignore[operator]
+    return math.ceil(train.epochs * feed.epoch() / train.accumulate)  # type: ignore[operator]
 
 
 class _Loop:
@@ -190,7 +189,7 @@ class _Loop:
         for k, batch in enumerate(group):
             with nullcontext() if k == len(group) - 1 else self.accelerator.no_sync(wrapped):
                 with self.accelerator.autocast():
-                    loss, means = wrapped(batch, counts, 1 / len(group))
+                    loss, means = wrapped(batch, counts)
                 self.accelerator.backward(loss)
             self.meter.add(at.total, batch, loss, means)
         for _, objective in learner.parts():

@@ -198,6 +198,10 @@ class Processor(ABC):
         up = -(-length // self.multiple) * self.multiple
         return up if most is None else max(length, min(up, most))
 
+    def length(self, item: Any) -> int:
+        """How long a text is in a padded batch (its places times the longest): by default its characters."""
+        return len(item) if isinstance(item, str) else sum(map(len, item))
+
     def whole(self, cell: Any) -> bool:
         """Whether a list in a cell is one item of this processor (a sentence pair, a vector), not several items (two pairs)."""
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -36,7 +37,33 @@ def seed_of(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-class TrainSampler:
+class Sampler(ABC):
+    """Batches for a DataLoader's ``batch_sampler``: iterating yields a rank's share of those from ``start`` to ``stop``."""
+
+    def __init__(self, rank: int, world: int, start: int, stop: int | None):
+        self.rank, self.world, self.start, self.stop = rank, world, start, stop
+
+    @property
+    @abstractmethod
+    def rows(self) -> np.ndarray:
+        """Every row that it may draw."""
+
+    @abstractmethod
+    def batch(self, step: int) -> list[Draw]:
+        """The global batch of a step, which depends on its number alone."""
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        steps = count(self.start) if self.stop is None else range(self.start, self.stop)
+        for step in steps:
+            yield self.batch(step)[self.rank :: self.world]
+
+    def __len__(self) -> int:
+        if self.stop is None:
+            raise TypeError("an endless sampler has no length")
+        return max(0, self.stop - self.start)
+
+
+class TrainSampler(Sampler):
     """Batches of draws for a DataLoader's ``batch_sampler``; ``batch(step)`` is the global batch of a step.
 
     Each stream is an endless row of epochs, every one a seeded permutation of its rows: nothing is dropped, and a batch
@@ -77,13 +104,19 @@ class TrainSampler:
             near = [n for n in (total // world * world, (total // world + 1) * world) if n]
             raise ValueError(f"a batch of {total} rows does not divide over {world} processes: use {' or '.join(map(str, near))}")
         for stream in streams:
-            _inspect(stream)
-        self.streams, self.seed, self.rank, self.world = list(streams), seed, rank, world
+            inspect(stream)
+        super().__init__(rank, world, start, stop)
+        self.streams, self.seed = list(streams), seed
         # a window longer than an epoch would sort a row beside itself
         epoch = min(len(stream.rows) // stream.quota for stream in streams if stream.quota)
-        self.lengths, self.window, self.start, self.stop = lengths, max(1, min(window, epoch)), start, stop
+        self.lengths, self.window = lengths, max(1, min(window, epoch))
         self._epochs: dict[int, tuple[int, np.ndarray]] = {}  # by stream, the epoch at hand and its rows
         self._windows: dict[int, tuple[int, list[Draw]]] = {}
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Rows of all streams."""
+        return np.concatenate([stream.rows for stream in self.streams])
 
     def batch(self, step: int) -> list[Draw]:
         """The global batch of a step: ``quota`` draws of each stream, in the streams' order."""
@@ -95,16 +128,6 @@ class TrainSampler:
                 place = step % self.window * stream.quota
                 draws += self._window(index, step // self.window)[place : place + stream.quota]
         return draws
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        steps = count(self.start) if self.stop is None else range(self.start, self.stop)
-        for step in steps:
-            yield self.batch(step)[self.rank :: self.world]
-
-    def __len__(self) -> int:
-        if self.stop is None:
-            raise TypeError("an endless sampler has no length")
-        return max(0, self.stop - self.start)
 
     def _span(self, index: int, start: int, stop: int) -> list[Draw]:
         """Draws of a stream at places start … stop of its endless row of epochs."""
@@ -191,7 +214,12 @@ def balanced(labels_of_rows: Sequence[Any], which: np.ndarray | None = None) -> 
     return np.where(labelled, weights, weights[labelled].mean() if labelled.any() else 1.0)
 
 
-def _inspect(stream: Stream) -> None:
+def inspect(stream: Stream) -> None:
+    """Refuse a stream that no batch can be drawn from.
+
+    Raises:
+        ValueError: it has no rows for its quota, or no weights for its rows.
+    """
     name, n = stream.name, len(stream.rows)
     if stream.quota < 0 or (stream.quota and not n):
         raise ValueError(f"the stream {name!r} has {n} rows for a quota of {stream.quota}: give it rows, or quota 0")

@@ -145,6 +145,17 @@ class _Tokens(Processor):
     def whole(self, cell: Any) -> bool:
         return self.pairs and len(cell) == 2 and not any(isinstance(part, list) for part in cell)  # two pairs are two items
 
+    def length(self, item: str | Sequence[str]) -> int:
+        """Its tokens, up to those that are cut off; of a text of several windows each is padded to a full one."""
+        texts = [item] if isinstance(item, str) else list(item)
+        found = self.tokenizer(*texts, verbose=False, return_attention_mask=False, return_token_type_ids=False)
+        count = len(found["input_ids"])
+        if count <= self.max_tokens and not self.full_length:
+            return max(1, count)
+        special = self.tokenizer.num_special_tokens_to_add()  # in every window
+        windows = -(-(count - special) // max(1, self.max_tokens - special))
+        return max(1, min(self.windows, windows)) * self.max_tokens
+
     def __call__(self, item: str | Sequence[str], view: str | None = None) -> dict[str, Tensor]:
         """Windows (K, L) of one text, and whether some of it is beyond them."""
         texts = [item] if isinstance(item, str) else list(item)

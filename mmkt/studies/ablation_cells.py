@@ -11,7 +11,7 @@ from mmkt.experiment import Experiment
 from mmkt.parts import ConfigError, nearest
 from mmkt.study import Ablation as File
 
-BUDGET = ("data.batch_size", "train.epochs", "train.steps", "train.accumulate", "train.patience")
+BUDGET = ("data.batch_size", "data.tokens", "train.epochs", "train.steps", "train.accumulate", "train.patience")
 OWN = {  # settings that the study gives itself, and by what
     **dict.fromkeys(("train.lr",), "lr"),
     **dict.fromkeys(("seed",), "seeds"),

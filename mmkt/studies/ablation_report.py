@@ -41,7 +41,7 @@ def summary(results: Results) -> list[str]:
     study, config = results.study, results.study.first
     train, data, file = config.train, config.data, study.study
     seeds = f"{len(file.seeds)} seed{'s' * (len(file.seeds) > 1)}"
-    budget = f"Every training: {pages.budget(train.steps, train.epochs)} of {data.batch_size} rows"
+    budget = f"Every training: {pages.budget(train, data)}"
     found = [
         f"{study.task}, {study.metric} on {study.test}. {budget}; {results.tried} trainings ({len(study.cells)} cells × their "
         f"rates × {seeds}) were compared on {study.validation}, where rate (by the mean over seeds) and best checkpoint were "

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from mmkt import page, report
 from mmkt.checkpoint import settle, write_json
+from mmkt.experiment import Data, Train
 from mmkt.report import Sheet
 from mmkt.statistics import Difference
 from mmkt.types import Row
@@ -84,6 +85,8 @@ def difference(what: Difference) -> str:
     return f"{what.mean:+.3f}" + ("" if math.isnan(what.low) else f" ({what.low:+.3f} to {what.high:+.3f})")
 
 
-def budget(steps: int | None, epochs: float | None) -> str:
+def budget(train: Train, data: Data) -> str:
     """How long every training of a study was."""
-    return f"{steps} steps" if steps else f"{epochs:g} epoch{'s' * (epochs != 1)}"
+    length = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epoch{'s' * (train.epochs != 1)}"
+    most = "" if data.tokens is None else f"{data.tokens} units of {data.group_by_length}, and no more than "
+    return f"{length} of {most}{data.batch_size} rows"

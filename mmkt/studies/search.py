@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-
 from mmkt import distributed
 from mmkt.checkpoint import read_json, write_json
 from mmkt.config import read

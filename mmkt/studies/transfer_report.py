@@ -36,7 +36,7 @@ def summary(results: Results) -> list[str]:
     transfer, study = results.transfer, results.transfer.study
     train, data = transfer.config.train, transfer.config.data
     chosen = f"learning rate and best checkpoint chosen on {data.validation}, {data.test} read once"
-    budget = f"Every training: {pages.budget(train.steps, train.epochs)} of {data.batch_size} rows"
+    budget = f"Every training: {pages.budget(train, data)}"
     found = [f"{transfer.task}, {transfer.metric} on {data.test}. {budget}; {chosen}. Experiment: {study.experiment}."]
     found += [_sentence(results, gain) for gain in results.gains]
     if results.unfinished:
