@@ -83,9 +83,9 @@ class Data(Section):
     """Modality → what lengths of a batch are rounded up to a multiple of (tokens, samples, vectors): fewer shapes, for
     ``train.compile`` and for kernels that like them even."""
     tokens: Count | None = None
-    """Training batches by size: as many rows (a multiple of 8) as make no more than this, times the longest of them in the
-    modality of ``group_by_length``, over all processes; ``batch_size`` at the most. Texts count in tokens that the encoder
-    reads, features in vectors, all else in bytes. Null: ``batch_size`` rows, whatever their length."""
+    """Training batches by size: as many rows (a multiple of 8 where so many fit) as make no more than this, times the longest of
+    them in the modality of ``group_by_length``, over all processes; ``batch_size`` at the most. Texts count in tokens that the
+    encoder reads, features in vectors, all else in bytes; a cell of several items in their sum. Null: ``batch_size`` rows."""
     dropout: dict[Name, Share] = {}
     """Modality → probability that a training row loses it; the last one a row has is never lost."""
     one_of: list[Name] = []

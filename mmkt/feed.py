@@ -178,7 +178,7 @@ class Feed:
             return None
         m, [stream] = self._grouped_by(), self.streams()
         assert m is not None, "refused as the feed was made"
-        if self.processors[m].kind == "text":
+        if self.processors[m].kind in ("text", "features"):
             column = manifests.column_of(self.manifest, self.columns[m])
             own = lengths.tokens(column, self.processors[m], stream.rows, alternatives=m in self.data.one_of)
         else:

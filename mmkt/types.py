@@ -199,7 +199,7 @@ class Processor(ABC):
         return up if most is None else max(length, min(up, most))
 
     def length(self, item: Any) -> int:
-        """How long a text is in a padded batch (its places times the longest): by default its characters."""
+        """How long a text or a cell of vectors is in a batch that it is the longest of; by default a text's characters."""
         return len(item) if isinstance(item, str) else sum(map(len, item))
 
     def whole(self, cell: Any) -> bool:

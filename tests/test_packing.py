@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import worker
@@ -18,6 +20,7 @@ from mmkt.checkpoint import read_tensors
 from mmkt.data.lengths import tokens as tokens_of
 from mmkt.data.packing import PackedSampler, Packing
 from mmkt.data.sampling import Stream
+from mmkt.encoders.features import Features
 from mmkt.encoders.hf_text import HfText
 from mmkt.learner import Learner
 from mmkt.parts import ConfigError
@@ -137,10 +140,12 @@ def test_fewer_rows_than_processes_are_refused(most):
         Packing(Stream("s", np.arange(3 if most == 40 else 40), most), np.ones(40), tokens=5, world=4)
 
 
+@pytest.mark.parametrize("multiple", [1, 4])
 @pytest.mark.parametrize("more", [{}, {"max_tokens": 5}, {"max_tokens": 5, "windows": 3}, {"pairs": True, "max_tokens": 7}])
-def test_tokens_are_what_is_padded(tiny_bert, more):
+def test_tokens_are_what_is_padded(tiny_bert, more, multiple):
     """Of any rows, their number times the longest is the size of the padded batch."""
     processor = HfText({}, None, model=str(tiny_bert), weights="random", **more).processor()
+    processor.multiple = multiple
     random = np.random.default_rng(1)
     texts = [" ".join(random.choice(["red", "what", "unheard"], k)) for k in [*range(25), *random.integers(0, 25, 30)]]
     items = [[text, texts[-k]] for k, text in enumerate(texts, 1)] if more.get("pairs") else texts
@@ -150,9 +155,21 @@ def test_tokens_are_what_is_padded(tiny_bert, more):
         assert ids.numel() == len(some) * max(processor.length(item) for item in some)
 
 
-def test_a_cells_items_count_together_and_alternatives_apart(tiny_bert):
-    import pyarrow as pa
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_vectors_are_what_is_padded(multiple):
+    column = pa.chunked_array([[[[1.0, 2.0]] * k for k in RNG.integers(1, 9, 30)]])
+    processor = Features({}, None, {"width": 2, "count": 30}, standardize=False).processor()
+    processor.multiple = multiple
+    own = tokens_of(column, processor, np.arange(30))
+    for _ in range(20):
+        some = RNG.integers(0, 30, 4)
+        items = [{"vectors": torch.tensor(column[int(k)].as_py())} for k in some]
+        assert processor.pad(items)["mask"].numel() == 4 * own[some].max()
+    flat = pa.chunked_array([[[1.0, 2.0], None]])
+    assert tokens_of(flat, processor, np.arange(2)).tolist() == [multiple, 0]
 
+
+def test_a_cells_items_count_together_and_alternatives_apart(tiny_bert):
     processor = HfText({}, None, model=str(tiny_bert), weights="random").processor()
     column = pa.chunked_array([[["red", "the red it"], None, ["small"], []]])
     rows = np.array([0, 1, 3])
@@ -234,25 +251,29 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_two_processes_give_the_curve_of_one(tmp_path, tiny_bert):
-    """Batches of unequal sizes, of which one an epoch does not divide; by themselves and accumulated."""
-    manifest = write(rows_of_three(65, seed=2), tmp_path / "odd.parquet")
-    data = settings(manifest, tiny_bert, tmp_path / "unused")
+    """Batches of unequal sizes: of which one an epoch does not divide, by themselves and accumulated; and rows compared."""
+    data = settings(tmp_path / "odd.parquet", tiny_bert, tmp_path / "unused")
     data["model"]["encoders"]["image"]["size"] = 16
-    data["data"] |= {"batch_size": 16, "group_by_length": "audio", "tokens": 24000}
+    data["data"] |= {"batch_size": 16, "group_by_length": "audio", "tokens": 32000}
     data["train"] |= {"steps": 12, "lr": 1e-4, "evaluate_every": 12, "save_every": 12}
-    names = ("plain", "accumulated")
-    for name in names:
-        data["train"]["accumulate"] = 1 + names.index(name)
-        (tmp_path / f"{name}.json").write_text(json.dumps(data))
-    sizes = np.diff(launch.build(experiment(data)).feed.packing.edges)
-    assert sizes.sum() % 2 == 1
-    assert len(set(sizes)) > 1
+    found = {name: copy.deepcopy(data) for name in ("plain", "accumulated", "compared")}
+    found["accumulated"]["train"]["accumulate"] = 2
+    found["compared"]["data"]["manifest"] = str(tmp_path / "even.parquet")
+    found["compared"]["objectives"]["align"] = {}
+    for name, rows in (("odd", 65), ("even", 66)):
+        write(rows_of_three(rows, seed=2), tmp_path / f"{name}.parquet")
+    for name, own in found.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(own))
+        sizes = np.diff(launch.build(experiment(own)).feed.packing.edges)
+        assert sizes.sum() % 2 == (name != "compared")
+        assert len(set(sizes)) > 1
     for world in (1, 2):
-        together(world, worker.curves, tmp_path, world, names, said=tmp_path)
-    for name in names:
+        together(world, worker.curves, tmp_path, world, list(found), said=tmp_path)
+    for name in found:
         one, two = losses(tmp_path / f"{name}-1"), losses(tmp_path / f"{name}-2")
         assert len(one) == len(two) == 12
         np.testing.assert_allclose(two, one, atol=1e-5, rtol=0)
+    assert losses(tmp_path / "plain-1")[:5] != losses(tmp_path / "accumulated-1")[:5]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

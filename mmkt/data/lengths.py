@@ -29,13 +29,13 @@ def sizes(column: pa.ChunkedArray, processor: Processor, root: Path) -> np.ndarr
 
 
 def tokens(column: pa.ChunkedArray, processor: Processor, rows: np.ndarray, *, alternatives: bool = False) -> np.ndarray:
-    """Of some texts, (all rows,), what the encoder reads: a cell's items together, zero for rows that are not asked for.
+    """Of some texts or vectors, (all rows,), what the encoder reads: a cell's items together; 0 for rows not asked for.
 
     A text's characters say little of it: those that are cut off cost nothing, and a token is one of them in some languages, ten
     in others. It takes about as long as tokenising the rows once.
 
     Args:
-        column: of texts.
+        column: of texts or vectors.
         processor: whose tokens they are.
         rows: that are asked for.
         alternatives: one item of a cell enters at a time, so it is as long as the longest.

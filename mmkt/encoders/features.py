@@ -104,6 +104,10 @@ class _Vectors(Processor):
         """A vector, or a list of vectors; a list of those is several items."""
         return _levels(cell) <= 2
 
+    def length(self, item: Any) -> int:
+        """Its vectors, with what a batch is padded to."""
+        return self.padded(1 if _levels(item) == 1 else len(item))
+
     def __call__(self, item: Tensor, view: str | None = None) -> dict[str, Tensor]:
         """``vectors`` (T, W) of one item."""
         return {"vectors": item}

@@ -151,7 +151,7 @@ class _Tokens(Processor):
         found = self.tokenizer(*texts, verbose=False, return_attention_mask=False, return_token_type_ids=False)
         count = len(found["input_ids"])
         if count <= self.max_tokens and not self.full_length:
-            return max(1, count)
+            return self.padded(max(1, count), self.max_tokens)
         special = self.tokenizer.num_special_tokens_to_add()  # in every window
         windows = -(-(count - special) // max(1, self.max_tokens - special))
         return max(1, min(self.windows, windows)) * self.max_tokens
