@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 
 from mmkt import checkpoint, distributed, optim
 from mmkt.experiment import Experiment, Train
-from mmkt.launch import Setup, built_to_rest, spare_memory
+from mmkt.launch import Setup, built_to_rest
 from mmkt.launcher import refuse_apart, refuse_sharding, say_if_whole
 from mmkt.learner import Learner
 from mmkt.parts import ConfigError, nearest
+from mmkt.planning import spare_memory
 from mmkt.plots import COLOURS, STYLE
 from mmkt.report import Sheet, number
 from mmkt.run import Run

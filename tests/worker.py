@@ -19,7 +19,7 @@ from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
 from torch.utils.checkpoint import checkpoint
 
-from mmkt import distributed, launch
+from mmkt import distributed, launch, planning
 from mmkt.config import check
 from mmkt.experiment import Experiment
 from mmkt.learner import Learner
@@ -92,7 +92,7 @@ def _train_sharded(accelerator: Accelerator, file: Path, folder: Path, stop: int
         accelerator.state.fsdp_plugin.cpu_offload = CPUOffloadPolicy(pin_memory=False) if file.stem == "long" else OffloadPolicy()
     transfer = Thaw() if file.stem == "thawed" else setup.parts.build("transfer", config.transfer)
     if config.train.checkpointing:
-        launch.checkpoint_encoders(setup.learner, transfer.phases(setup.learner, 2))
+        planning.checkpoint_encoders(setup.learner, transfer.phases(setup.learner, 2))
     run = Run(folder, config, "tiny", resume=stop == 0)
     plain = run.log
 
