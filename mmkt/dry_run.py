@@ -62,8 +62,9 @@ def dry_run(
 def _shapes(learner: Learner, batch: Any) -> dict[str, list[int]]:
     shapes = {f"input {m}.{k}": list(x.shape) for m, d in batch.inputs.items() if isinstance(d, dict) for k, x in d.items()}
     with torch.no_grad():
-        outputs = learner.model(batch)
-    named: dict[str, Encoded] = {f"encoded {m}": e for m, e in outputs.encoded.items()} | {"fused": outputs.fused}
+        encoded = learner.model.encode(batch)
+        outputs = learner.model.fuse(encoded)
+    named: dict[str, Encoded] = {f"encoded {m}": e for m, e in encoded.items()} | {"fused": outputs.fused}
     shapes |= {name: list(encoded.tokens.shape) for name, encoded in named.items()}
     return shapes | {f"logits {task}": list(x.shape) for task, x in outputs.logits.items()}
 

@@ -76,7 +76,7 @@ def main() -> None:
             else:
                 found = asked(form, rows, options.width, options.chunk)
                 gb, seconds = found["GB"], f"{found['s']:.1f}"
-            ratio = f"{gb / before[form]:.2f}" if form in before else ""
+            ratio = f"{gb / before[form]:.2f}" if before.get(form) else ""
             star = "*" if not seconds else ""
             line += f"{f'{gb:.3f}{star}':>14}{ratio:>8}{seconds:>8}"
             before[form] = gb

@@ -392,7 +392,7 @@ def test_the_desk_knows_tables(capfd, hospital, config_file):
     assert status == 0, err
     shapes = json.loads(out)["shapes"]
     assert shapes["input measurements.numbers"] == [12, 2]
-    assert shapes["encoded measurements"] == [12, 6, 32]
+    assert shapes["encoded measurements"] == [12, 6, 16]  # in the encoder's width
     assert "is a table: its rows have one length" in refused(capfd, "train", file, "data.group_by_length=measurements")
     words = refused(capfd, "train", file, "data.columns.text=[text, sex]")
     assert "data.columns.text: names a list of columns" in words

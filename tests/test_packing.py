@@ -15,7 +15,7 @@ import worker
 from conftest import experiment, refused, rows_of_three, settings, write
 from forked import together
 
-from mmkt import launch
+from mmkt import launch, planning
 from mmkt.checkpoint import read_tensors
 from mmkt.data.lengths import tokens as tokens_of
 from mmkt.data.packing import PackedSampler, Packing
@@ -224,10 +224,10 @@ def test_rows_are_compared_where_processes_have_equally_many(tiny_settings, monk
     setup = launch.build(config)
     assert len(setup.feed.packing.stream.rows) == 72
     with pytest.raises(ConfigError, match="72 training rows do not divide over 5 processes, and align"):
-        launch.refuse_uneven(setup.learner, setup.feed)
+        planning.refuse_uneven(setup.learner, setup.feed)
     monkeypatch.setattr("mmkt.distributed.world_size", lambda: 4)
     setup = launch.build(config)
-    launch.refuse_uneven(setup.learner, setup.feed)
+    planning.refuse_uneven(setup.learner, setup.feed)
     assert not (np.diff(setup.feed.packing.edges) % 4).any()
 
 

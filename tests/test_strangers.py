@@ -211,7 +211,11 @@ def test_a_run_that_made_no_step_is_started_anew(capfd, tiny_settings, config_fi
     data = with_rows(tiny_settings, tmp_path, lambda k, row: row.update(image=b"no picture"))
     assert "no image format" in refused(capfd, "train", config_file(data))
     assert (Path(data["run"]) / "config.json").is_file()
-    assert "there is no run to resume" in refused(capfd, "train", config_file(data), "--resume")
+    assert "no image format" in refused(capfd, "train", config_file(data), "--resume")  # the same run, from its first step
+    assert "was started with another data.manifest" in refused(
+        capfd, "train", config_file(tiny_settings), f"run={data['run']}", "--resume"
+    )
+    assert "there is no run to resume" in refused(capfd, "train", config_file(data), "--resume", f"run={tmp_path}/none")
     status, _, err = call(capfd, "train", config_file(tiny_settings), f"run={data['run']}")
     assert status == 0, err
     config = json.loads((Path(data["run"]) / "config.json").read_text())
