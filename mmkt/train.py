@@ -215,7 +215,7 @@ class _Loop:
     def _refuse_unreached(self, phase: Phase) -> None:
         batch = next(self._batches(phase, self.at.step, min(self.at.step + 1, phase.steps)))
         try:
-            with self.meter.counting(batch):
+            with self.meter.counting(batch), self.accelerator.autocast():
                 missed = self.learner.unreached(batch)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):

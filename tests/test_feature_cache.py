@@ -68,6 +68,15 @@ def test_a_training_on_cached_features_is_the_one_that_computes_them_to_the_bit(
     assert not any(name.startswith("encoders.") for name in first)
 
 
+def test_features_of_another_precision_train(fused, tmp_path):
+    """Encoders give bfloat16 then, which what comes after them reads under autocast alone."""
+    plain = trained(fused, tmp_path / "cache", tmp_path / "a")
+    half = trained(fused, tmp_path / "cache", tmp_path / "b", "train.precision=bf16")
+    assert half.keys() == plain.keys()
+    assert not same(plain, half)
+    assert all(torch.allclose(x, half[name].float(), atol=0.05) for name, x in plain.items())
+
+
 def test_features_are_what_the_encoders_make_of_the_same_batches(fused, tmp_path):
     setup = prepared(fused, tmp_path / "cache")
     config = setup.learner.model.config
