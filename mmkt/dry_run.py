@@ -47,12 +47,14 @@ def dry_run(
     steps = sum(phase.steps for phase in plan)
     numbers = sum(p.numel() for p in learner.parameters())
     trained = sum(p.numel() for p in trains.values())
+    kept = sum(x.nbytes for state in optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor))
+    averaged = 4 * trained if train.average else 0
     found = {
         "shapes": _shapes(learner, batch),
         "parameters": {part: {"all": n, "trained": k} for part, (n, k) in learner.sizes().items()},
         "phases": [{"name": p.name, "steps": p.steps, "trains": len(learner.trained_in(p))} for p in plan],
         "steps": steps,
-        "memory_gb": (4 * numbers + 12 * trained + stored) / 1e9,
+        "memory_gb": (4 * (numbers + trained) + kept + averaged + stored) / 1e9,
         "minutes": steps * train.accumulate * seconds[-1] / 60,
     }
     _show(found, console)

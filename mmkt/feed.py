@@ -54,7 +54,7 @@ class Feed:
     """
 
     def __init__(self, manifest: Manifest, model: Model, data: Data, seed: int, *, labelled: np.ndarray | None = None):
-        self.manifest, self.data, self.seed = manifest, data, seed
+        self.manifest, self.data, self.seed, self.batch_size = manifest, data, seed, data.rows
         self.modalities = model.modalities
         self.columns = {m: data.columns.get(m, m) for m in self.modalities}
         self.processors = {m: encoder.processor() for m, encoder in model.encoders.items()}
@@ -129,7 +129,7 @@ class Feed:
         """
         if not self.data.streams:
             rows = self.rows(self.data.train)
-            return [sampling.Stream("train", rows, self.data.rows, self._weights(rows))]
+            return [sampling.Stream("train", rows, self.batch_size, self._weights(rows))]
         unknown = [name for name in quotas or {} if name not in self.data.streams]
         if unknown:
             raise ConfigError([("transfer", f"there is no stream {unknown[0]!r}; allowed: {', '.join(self.data.streams)}")])
@@ -233,7 +233,7 @@ class Feed:
         """
         rank, world = distributed.rank(), distributed.world_size()
         smallest = 1 if world == 1 else 2  # of two rows or more: batches of one can't be equally many
-        batches = sampling.evaluation(rows, max(smallest, self.data.rows // world), rank, world)
+        batches = sampling.evaluation(rows, max(smallest, self.batch_size // world), rank, world)
         self._asked_for(rows)
         if self._all_held() and not changes:
             return map(self._looked_up, batches)

@@ -17,7 +17,6 @@ from mmkt import checkpoint, distributed, optim
 from mmkt.experiment import Experiment, Train
 from mmkt.launch import Setup, built_to_rest
 from mmkt.launcher import refuse_apart, refuse_sharding, say_if_whole
-from mmkt.learner import Learner
 from mmkt.parts import ConfigError, nearest
 from mmkt.planning import spare_memory
 from mmkt.plots import COLOURS, STYLE
@@ -26,7 +25,7 @@ from mmkt.run import Run
 from mmkt.stop import Ear, Stopped
 from mmkt.telemetry import NotFinite
 from mmkt.train import fit
-from mmkt.types import Phase, Transfer
+from mmkt.types import Phase
 from mmkt.workshop import Workshop
 
 KEPT = 0.9  # of the smoothed loss at a step
@@ -47,16 +46,6 @@ class Range(NamedTuple):
     careful: float  # a tenth of the lowest loss's rate
     suggested: float  # the rate at which the smoothed loss fell most with the logarithm of the rate
     lowest: float  # … at which it was lowest
-
-
-class _One(Transfer):
-    """A phase of another strategy, by itself."""
-
-    def __init__(self, phase: Phase):
-        self.phase = phase
-
-    def phases(self, learner: Learner, steps: int) -> list[Phase]:
-        return [self.phase._replace(steps=steps, until=None)]
 
 
 def find_lr(
@@ -93,7 +82,7 @@ def find_lr(
     setup, plan, accelerator = built_to_rest(config, Workshop(), sorted(set(names)))
     refuse_apart(accelerator)
     say_if_whole(accelerator)
-    chosen = _chosen(plan, phase)
+    chosen = _chosen(plan, phase)._replace(steps=steps, until=None)
     spare_memory(setup.learner, [chosen], config, accelerator)
     losses = distributed.from_first(_losses(setup, config, chosen, accelerator, Path(out)))
     rates = [config.train.lr * optim.share(step, steps, config.train) for step in range(steps)]
@@ -146,7 +135,7 @@ def _losses(setup: Setup, config: Experiment, phase: Phase, accelerator: Acceler
     accelerator.trackers.append(Ear(accelerator, listen, config.train.steps or 0))
     try:
         run = Run(folder, config, "")
-        fit(setup.learner, setup.feed, _One(phase), run, accelerator, config.train, seed=config.seed)
+        fit(setup.learner, setup.feed, [phase], run, accelerator, config.train, seed=config.seed)
     except (Stopped, NotFinite):  # it diverged: that is what was looked for
         pass
     finally:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, KwargsHandler, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from rich.console import Console
 
 from mmkt import batch_size, checkpoint, distributed, planning
@@ -38,9 +38,6 @@ from mmkt.train import fit, steps_of
 from mmkt.types import Encoder, Phase, Resources, Row
 from mmkt.workshop import Workshop
 
-# only what batch norms count differs by rank; it is shared before it is read (distributed.share_buffers)
-HANDLERS: list[KwargsHandler] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
-
 
 class Setup(NamedTuple):
     """An experiment, built."""
@@ -60,7 +57,6 @@ def build(config: Experiment, workshop: Workshop | None = None) -> Setup:
         workshop: what other trainings of this process made.
     """
     parts, workshop = Parts(config.plugins), workshop or Workshop()
-    assert config.data.rows  # by now it is a number, or this says so
     manifest = workshop.get("manifest", data_key(config), lambda: open_manifest(config.data, config.seed, parts))
     built, bad = workshop.find("encoders", encoders_key(config)) or {}, []
     model = _drawn(config, manifest, parts, built)
@@ -118,6 +114,16 @@ def plan_of(setup: Setup, config: Experiment) -> list[Phase]:
     return plan
 
 
+def accelerator_of(config: Experiment, **more: Any) -> Accelerator:
+    """The processes and the precision of a training, whatever this process trained before; ``more`` goes to Accelerate."""
+    forget_precision()
+    # only what batch norms count differs by rank; it is shared before it is read (distributed.share_buffers)
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    accelerator = Accelerator(mixed_precision=config.train.precision, kwargs_handlers=handlers, **more)
+    use_threads(accelerator, config.threads)
+    return accelerator
+
+
 def built_to_rest(
     config: Experiment, workshop: Workshop, splits: Sequence[str] | None = None
 ) -> tuple[Setup, list[Phase], Accelerator]:
@@ -128,9 +134,7 @@ def built_to_rest(
         workshop: what other trainings of this process made.
         splits: whose features are wanted; by default those that training and its evaluation read.
     """
-    forget_precision()
-    accelerator = Accelerator(mixed_precision=config.train.precision, kwargs_handlers=HANDLERS)
-    use_threads(accelerator, config.threads)
+    accelerator = accelerator_of(config)
     setup = build(config, workshop)
     plan = plan_of(setup, config)
     rows = used(setup.feed, config) if splits is None else np.unique(np.concatenate([setup.feed.rows(name) for name in splits]))
@@ -191,16 +195,9 @@ def train(
     refuse_sharding()
     refuse_absent(config.trackers)
     logs = ProjectConfiguration(project_dir=config.run, logging_dir=f"{config.run}/tensorboard")
-    forget_precision()
-    accelerator = Accelerator(
-        mixed_precision=config.train.precision,
-        log_with=list(config.trackers) or None,
-        project_config=logs,
-        kwargs_handlers=HANDLERS,
-    )
+    accelerator = accelerator_of(config, log_with=list(config.trackers) or None, project_config=logs)
     refuse_apart(accelerator)
     stop = Stop(accelerator, max_time)
-    use_threads(accelerator, config.threads)
     say_if_whole(accelerator)
     console = Console(stderr=True)
     workshop = workshop or Workshop()
@@ -222,10 +219,7 @@ def train(
         accelerator.trackers.append(Ear(accelerator, listener, sum(phase.steps for phase in plan)))
     try:
         with stop:
-            transfer = setup.parts.build("transfer", config.transfer)
-            speed = fit(
-                setup.learner, setup.feed, transfer, run, accelerator, config.train, seed=config.seed, resumed=run.resumed
-            )
+            speed = fit(setup.learner, setup.feed, plan, run, accelerator, config.train, seed=config.seed, resumed=run.resumed)
     except Stopped as stopped:
         stopped.asked = any(distributed.everyone(stop.asked))
         _finish(accelerator)

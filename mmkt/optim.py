@@ -53,7 +53,6 @@ def optimizer(
         ConfigError: it does not go with FSDP2 or with ``train.fused``, or its package is not installed.
     """
     name = train.optimizer
-    refuse_idle(train)
     if distributed.is_sharded(learner) and name not in ELEMENTWISE:
         words = f"{name} looks at more than one number at a time, of which FSDP2 leaves each process a share"
         raise ConfigError([("train.optimizer", f"{words}: take {' or '.join(ELEMENTWISE)}, or launch with ddp.yaml")])
@@ -66,7 +65,7 @@ def optimizer(
     return OPTIMIZERS[name](groups(trains, train.lr, train.weight_decay, factors), train)
 
 
-def refuse_idle(train: Train) -> None:
+def refuse_unread(train: Train) -> None:
     """Refuse settings that the optimiser or the schedule does not read.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from accelerate import Accelerator
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmkt import distributed
+from mmkt import distributed, optim
 from mmkt.experiment import Experiment
 from mmkt.feed import Feed
 from mmkt.learner import Learner
@@ -22,6 +22,7 @@ def refuse(learner: Learner, feed: Feed, plan: Sequence[Phase], config: Experime
     Raises:
         ConfigError: so it is.
     """
+    optim.refuse_unread(config.train)
     refuse_idle(learner, plan)
     refuse_uneven(learner, feed)
     named = learner.objectives

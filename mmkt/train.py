@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -11,27 +11,26 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from mmkt import checkpoint, distributed, generators, kept, optim, probes, resume
+from mmkt import checkpoint, distributed, generators, kept, optim, resume
 from mmkt.averaging import Averaged
 from mmkt.copies import on_device
 from mmkt.experiment import Train
 from mmkt.feed import Feed
 from mmkt.learner import Learner
 from mmkt.parts import ConfigError, Parts
-from mmkt.predictions import mean_loss, predict
 from mmkt.profiling import Profile
 from mmkt.resume import Progress
 from mmkt.run import Run
-from mmkt.selection import judge_of, judged
+from mmkt.selection import measured
 from mmkt.stop import Stopped
 from mmkt.telemetry import Meter, Speed, TrainingError, Watch, better
-from mmkt.types import Batch, Phase, Transfer
+from mmkt.types import Batch, Phase
 
 
 def fit(
     learner: Learner,
     feed: Feed,
-    transfer: Transfer,
+    plan: Sequence[Phase],
     run: Run,
     accelerator: Accelerator,
     train: Train,
@@ -44,7 +43,7 @@ def fit(
     Args:
         learner: what is trained.
         feed: its rows.
-        transfer: which phases there are.
+        plan: the phases.
         run: the folder.
         accelerator: the processes, the precision, the trackers.
         train: the loop's settings.
@@ -65,7 +64,7 @@ def fit(
     else:
         learner.to(accelerator.device)
     generators.seed(seed + distributed.rank())  # dropout differs by rank
-    loop = _Loop(learner, feed, transfer.phases(learner, steps_of(train, feed)), run, accelerator, train, resumed)
+    loop = _Loop(learner, feed, list(plan), run, accelerator, train, resumed)
     with loop.watch, loop.profile:
         while loop.at.phase < len(loop.plan) and not loop.at.done:
             loop.phase(loop.plan[loop.at.phase])
@@ -265,7 +264,7 @@ class _Loop:
 
     def _evaluate(self) -> None:
         at, patience = self.at, self.train.patience
-        name, value, higher, probed = self._measure()
+        name, value, higher, probed = measured(self.learner, self.feed, self.validation, self.accelerator, self.train)  # type: ignore[arg-type]
         value = distributed.from_first(value)
         self.run.log({"step": at.total, f"validation/{name}": value, **probed})
         self.accelerator.log({f"validation/{name}": value, **probed}, step=at.total)
@@ -278,14 +277,3 @@ class _Loop:
         else:
             at.waited += 1
             at.done = patience is not None and at.waited >= patience
-
-    def _measure(self) -> tuple[str, float, bool, dict[str, float]]:
-        """What the best checkpoint is chosen by, on validation: name, value, whether higher is better; beside it the probes."""
-        model, feed, device = self.learner.model, self.feed, self.accelerator.device
-        judge, autocast = judge_of(model, self.train.select), self.accelerator.autocast
-        if judge is None:
-            return "loss", mean_loss(self.learner, feed, self.validation, device, autocast), False, {}  # type: ignore[arg-type]
-        probed = self.train.probes and bool(probes.tasks(model))
-        predictions = predict(model, feed, self.validation, device=device, autocast=autocast, vectors=probed)  # type: ignore[arg-type]
-        beside = probes.measure(model, feed, predictions) if probed and distributed.rank() == 0 else {}
-        return f"{judge.task}/{judge.name}", judged(predictions, judge), judge.metric.higher_is_better, beside

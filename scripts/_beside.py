@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
+
+from mmkt.telemetry import peak_memory
 
 WARM = 3  # steps before the clock starts
 
@@ -49,12 +50,7 @@ def say(clock: Clock, rows: int, losses: Sequence[float]) -> None:
         losses: of every step.
     """
     seconds = clock.seconds()
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if torch.cuda.is_available()
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    print(json.dumps({"ms": 1e3 * seconds, "rows/s": rows / seconds, "GB": peak / 1e9, "losses": list(losses)}))
+    print(json.dumps({"ms": 1e3 * seconds, "rows/s": rows / seconds, "GB": peak_memory() / 1e9, "losses": list(losses)}))
 
 
 def heard(command: Sequence[str]) -> dict[str, Any]:
@@ -104,9 +100,8 @@ def line(what: str, one: dict, two: dict, name: str) -> str:
 def drop_nothing(module: torch.nn.Module) -> None:
     """Set every dropout of a module to zero: the two sides would draw differently."""
     for part in module.modules():
-        with suppress(AttributeError):
-            if isinstance(part, torch.nn.Dropout):
-                part.p = 0.0
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
 
 
 def ticking(batches: Iterator[Any], clock: Clock) -> Iterator[Any]:
@@ -116,6 +111,29 @@ def ticking(batches: Iterator[Any], clock: Clock) -> Iterator[Any]:
         clock.tick()
 
 
-def python() -> str:
-    """This interpreter."""
-    return sys.executable
+def main(script: str, words: str | None, sides: Sequence[Callable[..., None]], name: str, manifest: str, **counts: int) -> None:
+    """Run one side, or both in turns, as the command line says.
+
+    Args:
+        script: its file.
+        words: its docstring.
+        sides: mmkt's and the other's, each given the options.
+        name: of the other.
+        manifest: the rows, where none are named.
+        counts: further options, with what they are by default; ``pairs`` is one.
+    """
+    parser = argparse.ArgumentParser(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", choices=["ours", "theirs"], help="one side alone (what each process is given)")
+    parser.add_argument("--python", default=sys.executable, help="of the environment that has both; both sides run in it")
+    parser.add_argument("--manifest", default=manifest)
+    for option, value in counts.items():
+        parser.add_argument(f"--{option}", type=int, default=value)
+    parser.add_argument("--own-time", action="store_true", help="the process's own time on the CPU, on a machine that others use")
+    options = parser.parse_args()
+    if options.side:
+        sides[options.side == "theirs"](options)
+        return
+    common = ["--manifest", options.manifest, *(f"--{n}={getattr(options, n)}" for n in counts if n != "pairs")]
+    common += ["--own-time"] if options.own_time else []
+    one, two = ([options.python, script, "--side", side, *common] for side in ("ours", "theirs"))
+    compare(one, two, name, options.pairs)

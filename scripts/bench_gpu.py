@@ -152,7 +152,7 @@ def timed(settings: dict, accelerator: Accelerator, rows: int, steps: int, compi
     try:
         with tempfile.TemporaryDirectory() as folder:
             run = Run(Path(folder) / "run", config, "bench")
-            fit(setup.learner, setup.feed, setup.parts.build("transfer", config.transfer), run, accelerator, config.train)
+            fit(setup.learner, setup.feed, launch.plan_of(setup, config), run, accelerator, config.train)
     except Done:
         pass
     accelerator.free_memory()

@@ -31,9 +31,9 @@ WORKSHOP = Workshop()
 
 def ours(config: Experiment, folder: Path) -> tuple[float, float]:
     """Seconds a step of ``fit``, and the share of them spent waiting for data."""
-    setup, *_ = launch.built_to_rest(config, WORKSHOP)
+    setup, plan, _ = launch.built_to_rest(config, WORKSHOP)
     run = Run(folder, config, "bench")
-    speed = fit(setup.learner, setup.feed, setup.parts.build("transfer", config.transfer), run, Accelerator(), config.train)
+    speed = fit(setup.learner, setup.feed, plan, run, Accelerator(), config.train)
     return speed.total / speed.steps, speed.data / speed.total
 
 

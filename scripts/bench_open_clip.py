@@ -22,8 +22,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import _beside
 import torch
-from _beside import Clock, compare, drop_nothing, python, say, ticking
+from _beside import Clock, drop_nothing, say, ticking
 from accelerate import Accelerator
 from torch import nn
 
@@ -86,9 +87,7 @@ def ours(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run, plain = Run(Path(folder) / "run", config, "bench"), Run.log
         run.log = lambda values: (losses.append(values["loss"]), plain(run, values))
-        transfer = setup.parts.build("transfer", config.transfer)
-        accelerator = Accelerator()
-        fit(setup.learner, setup.feed, transfer, run, accelerator, config.train)
+        fit(setup.learner, setup.feed, launch.plan_of(setup, config), run, Accelerator(), config.train)
     say(clock, options.batch, losses)
 
 
@@ -170,21 +169,18 @@ def _take(module: nn.Module, other: nn.Module) -> None:
 
 def main() -> None:
     """Run one side, or both in turns."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", choices=["ours", "theirs"], help="one side alone (what each process is given)")
-    parser.add_argument("--python", default=python(), help="of the environment that has open_clip and mmkt; both sides run in it")
-    parser.add_argument("--manifest", default="data/flickr1k/manifest.parquet")
-    for name, value in (("steps", 30), ("batch", 64), ("size", 64), ("dim", 256), ("pairs", 3)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--own-time", action="store_true", help="the process's own time on the CPU, on a machine that others use")
-    options = parser.parse_args()
-    if options.side:
-        {"ours": ours, "theirs": theirs}[options.side](options)
-        return
-    common = ["--manifest", options.manifest, *(f"--{n}={getattr(options, n)}" for n in ("steps", "batch", "size", "dim"))]
-    common += ["--own-time"] if options.own_time else []
-    sides = [[options.python, __file__, "--side", side, *common] for side in ("ours", "theirs")]
-    compare(sides[0], sides[1], "open_clip", options.pairs)
+    _beside.main(
+        __file__,
+        __doc__,
+        (ours, theirs),
+        "open_clip",
+        "data/flickr1k/manifest.parquet",
+        steps=30,
+        batch=64,
+        size=64,
+        dim=256,
+        pairs=3,
+    )
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import _beside
 import torch
-from _beside import Clock, compare, drop_nothing, python, say, ticking
+from _beside import Clock, drop_nothing, say, ticking
 from accelerate import Accelerator
 
 from mmkt import launch
@@ -67,8 +68,7 @@ def ours(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run, plain = Run(Path(folder) / "run", config, "bench"), Run.log
         run.log = lambda values: (losses.append(values["loss"]), plain(run, values))
-        transfer = setup.parts.build("transfer", config.transfer)
-        fit(setup.learner, setup.feed, transfer, run, Accelerator(), config.train)
+        fit(setup.learner, setup.feed, launch.plan_of(setup, config), run, Accelerator(), config.train)
     say(clock, options.batch, losses)
 
 
@@ -120,21 +120,7 @@ def theirs(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Run one side, or both in turns."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", choices=["ours", "theirs"], help="one side alone (what each process is given)")
-    parser.add_argument("--python", default=python(), help="of the environment; both sides run in it")
-    parser.add_argument("--manifest", default="data/banking77/manifest.parquet")
-    for name, value in (("steps", 60), ("batch", 32), ("pairs", 3)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--own-time", action="store_true", help="the process's own time on the CPU, on a machine that others use")
-    options = parser.parse_args()
-    if options.side:
-        {"ours": ours, "theirs": theirs}[options.side](options)
-        return
-    common = ["--manifest", options.manifest, "--steps", str(options.steps), "--batch", str(options.batch)]
-    common += ["--own-time"] if options.own_time else []
-    sides = [[options.python, __file__, "--side", side, *common] for side in ("ours", "theirs")]
-    compare(sides[0], sides[1], "Trainer", options.pairs)
+    _beside.main(__file__, __doc__, (ours, theirs), "Trainer", "data/banking77/manifest.parquet", steps=60, batch=32, pairs=3)
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_rows(tiny_settings):
     run = Run(config.run, config, "x")
     setup.learner.unreached = lambda batch: []
     with pytest.raises(TrainingError, match="nonfinite-0"):
-        fit(setup.learner, setup.feed, setup.parts.build("transfer", config.transfer), run, accelerator, config.train)
+        fit(setup.learner, setup.feed, launch.plan_of(setup, config), run, accelerator, config.train)
     assert 7 in json.loads((run.folder / "nonfinite-0.json").read_text())["rows"]
 
 

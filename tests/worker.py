@@ -40,7 +40,7 @@ def curves(folder: Path, world: int, names: Sequence[str]) -> None:
         accelerator = Accelerator()
         assert accelerator.num_processes == world, (accelerator.num_processes, world)
         run = Run(config.run, config, "tiny")
-        fit(setup.learner, setup.feed, setup.parts.build("transfer", config.transfer), run, accelerator, config.train)
+        fit(setup.learner, setup.feed, launch.plan_of(setup, config), run, accelerator, config.train)
         accelerator.free_memory()
 
 
@@ -50,7 +50,7 @@ def trained(config: Experiment, world: int) -> None:
     accelerator = Accelerator()
     assert accelerator.num_processes == world, (accelerator.num_processes, world)
     run = Run(config.run, config, "tiny")
-    fit(setup.learner, setup.feed, setup.parts.build("transfer", config.transfer), run, accelerator, config.train)
+    fit(setup.learner, setup.feed, launch.plan_of(setup, config), run, accelerator, config.train)
 
 
 class Thaw(Transfer):
@@ -90,9 +90,9 @@ def _train_sharded(accelerator: Accelerator, file: Path, folder: Path, stop: int
     setup = launch.build(config)
     if accelerator.is_fsdp2:  # one of them with shards that are kept apart from the device (here it is the CPU as well)
         accelerator.state.fsdp_plugin.cpu_offload = CPUOffloadPolicy(pin_memory=False) if file.stem == "long" else OffloadPolicy()
-    transfer = Thaw() if file.stem == "thawed" else setup.parts.build("transfer", config.transfer)
+    plan = Thaw().phases(setup.learner, config.train.steps) if file.stem == "thawed" else launch.plan_of(setup, config)
     if config.train.checkpointing:
-        planning.checkpoint_encoders(setup.learner, transfer.phases(setup.learner, 2))
+        planning.checkpoint_encoders(setup.learner, plan)
     run = Run(folder, config, "tiny", resume=stop == 0)
     plain = run.log
 
@@ -102,7 +102,7 @@ def _train_sharded(accelerator: Accelerator, file: Path, folder: Path, stop: int
             accelerator.set_trigger()
 
     run.log = log
-    fit(setup.learner, setup.feed, transfer, run, accelerator, config.train, resumed=stop == 0)
+    fit(setup.learner, setup.feed, plan, run, accelerator, config.train, resumed=stop == 0)
     model = setup.learner.model
     assert distributed.is_sharded(model) == (accelerator.num_processes > 1)
     predictions = predict(model, setup.feed, setup.feed.rows("test"), device=accelerator.device)
@@ -126,7 +126,8 @@ def contrasted(folder: Path, world: int) -> None:
     for names, way, (form, settings), remote in product(("ab", "abc"), ways, forms.items(), (True, False)):
         if (way == "symile" and (form == "ring" or not remote)) or (not remote and form != "plain"):
             continue
-        part = Symile if way == "symile" else partial(Align, loss=way, bias=-2.0, temperature=0.2, remote=remote)
+        told = {"bias": -2.0} if way == "sigmoid" else {}
+        part = Symile if way == "symile" else partial(Align, loss=way, temperature=0.2, remote=remote, **told)
         objective = part(5, list(names), {}, [], **settings).double()
         asked = json.dumps({"names": names, "way": way, "form": form, "remote": remote}, sort_keys=True)
         found[asked] = _contrasted(objective, names, world, again=form == "gradcache")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -29,6 +30,7 @@ class Rows(NamedTuple):
         return Rows(*(x[start : start + size] for x in self))
 
 
+Positive = Annotated[float, Field(gt=0)]
 Loss = Callable[[Rows, Rows, Tensor, Tensor | None], Tensor]
 """Losses (B,) of queries (B rows) against keys (N rows) by scale (1,) and bias (1,) or None; 0 for rows that are not there."""
 
@@ -54,9 +56,10 @@ class Temperature(nn.Module):
         *,
         learned: bool = True,
         bias: float | None = None,
-        bias_bounds: tuple[float, float] = (-math.inf, math.inf),
+        bias_bounds: tuple[float, float] | None = None,
     ):
         super().__init__()
+        bias_bounds = bias_bounds or (-math.inf, math.inf)
         for name, value, (low, high) in (("temperature", temperature, bounds), ("bias", bias, bias_bounds)):
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name}: it starts at {value}, outside its bounds of {low} to {high}")
@@ -187,6 +190,9 @@ def sigmoid(queries: Rows, keys: Rows, scale: Tensor, bias: Tensor | None = None
     logits = logits if bias is None else logits + bias
     losses = -F.logsigmoid(torch.where(own, logits, -logits)).masked_fill(out, 0.0).sum(1)
     return losses.masked_fill(~queries.there, 0.0)
+
+
+LOSSES: dict[str, Loss] = {"infonce": info_nce, "sigmoid": sigmoid}
 
 
 def by_rows(loss: Loss, queries: Rows, keys: Rows, scale: Tensor, bias: Tensor | None, chunk: int | None) -> Tensor:

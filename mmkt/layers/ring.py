@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,6 +14,9 @@ from mmkt.distributed import pass_on, world_size
 from mmkt.layers.contrast import Rows, closed
 
 Kind = Literal["infonce", "sigmoid"]
+
+
+Block = tuple[slice, Rows, Tensor, Tensor, Tensor]
 
 
 class How(NamedTuple):
@@ -48,14 +52,13 @@ class _Ring(torch.autograd.Function):
         mass = x.new_full((len(x),), -math.inf if how.kind == "infonce" else 0.0)  # log-sum-exp, or the sum of losses
         positive = x.new_zeros(len(x))
         for _ in range(world_size()):
-            for rows, part, logits, own, out in _blocks(queries, keys, scale, bias, how):
+            for rows, _part, logits, own, out in _blocks(queries, keys, scale, bias, how):
                 if how.kind == "infonce":
                     mass[rows] = torch.logaddexp(mass[rows], logits.masked_fill(out, -math.inf).logsumexp(1))
                     positive[rows] += torch.where(own, logits, 0.0).sum(1)
                 else:
                     losses = -F.logsigmoid(torch.where(own, logits, -logits))
                     mass[rows] += losses.masked_fill(out, 0.0).sum(1)
-                del part
             keys = Rows(*pass_on(*keys))
         ctx.how, ctx.mine, ctx.theirs = how, mine, theirs
         ctx.save_for_backward(x, y, scale, bias, mass)
@@ -86,7 +89,7 @@ class _Ring(torch.autograd.Function):
         return dx, dy, dscale, dbias, None, None, None
 
 
-def _blocks(queries: Rows, keys: Rows, scale: Tensor, bias: Tensor | None, how: How) -> Any:
+def _blocks(queries: Rows, keys: Rows, scale: Tensor, bias: Tensor | None, how: How) -> Iterator[Block]:
     """Of the keys that are here: places of some queries, those queries, their logits, whose own they are, which are left out."""
     size = how.chunk or len(queries.vectors)
     for start in range(0, len(queries.vectors), size):

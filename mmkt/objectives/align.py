@@ -9,13 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from mmkt.layers import contrast
+from mmkt.layers.contrast import Positive
 from mmkt.layers.ring import How, ring
 from mmkt.types import Batch, Objective, Outputs
 
 if TYPE_CHECKING:
     from mmkt.model import Model
-
-Positive = Annotated[float, Field(gt=0)]
 
 
 class Align(Objective):
@@ -39,8 +38,8 @@ class Align(Objective):
         temperature: Positive = 0.07,
         temperature_bounds: tuple[Positive, Positive] = (0.01, 100.0),
         learn_temperature: bool = True,
-        bias: float = -10.0,
-        bias_bounds: tuple[float, float] = (-100.0, 100.0),
+        bias: float | None = None,
+        bias_bounds: tuple[float, float] | None = None,
         between: list[str] | None = None,
         anchor: str | None = None,
         same: str | None = None,
@@ -60,8 +59,8 @@ class Align(Objective):
             temperature: at the start (CLIP 0.07, SigLIP 0.1).
             temperature_bounds: it stays between them.
             learn_temperature: or it stays as it is.
-            bias: of the sigmoid loss, at the start.
-            bias_bounds: it stays between them.
+            bias: of the sigmoid loss alone, at the start; by default −10.
+            bias_bounds: it stays between them; by default −100 and 100.
             between: modalities that are compared, by default all.
             anchor: compare this one with each of them, and no others (ImageBind, Girdhar et al., 2023).
             same: ``group`` or a task: rows of one group or class are no negatives of each other.
@@ -79,9 +78,14 @@ class Align(Objective):
             raise ValueError("hardness: it weighs the negatives of loss=infonce with exchange=gather")
         if same not in (None, "group") and same not in outputs:
             raise ValueError(f"same: allowed are {', '.join(['group', *outputs])}, found {same!r}")
-        bounds = {"learned": learn_temperature, "bias": bias if loss == "sigmoid" else None, "bias_bounds": bias_bounds}
-        self.temperature = contrast.Temperature(temperature, temperature_bounds, **bounds)  # type: ignore[arg-type]
-        self.loss = contrast.hard_info_nce(hardness) if hardness else vars(contrast)[loss.replace("infonce", "info_nce")]
+        if loss == "sigmoid":
+            bias, bias_bounds = -10.0 if bias is None else bias, bias_bounds or (-100.0, 100.0)
+        elif bias is not None or bias_bounds is not None:
+            raise ValueError(f"bias: loss={loss} has none; say loss=sigmoid, or leave bias and bias_bounds out")
+        self.temperature = contrast.Temperature(
+            temperature, temperature_bounds, learned=learn_temperature, bias=bias, bias_bounds=bias_bounds
+        )
+        self.loss = contrast.hard_info_nce(hardness) if hardness else contrast.LOSSES[loss]
         self.same, self.chunk, self.round, self.remote = same, chunk, exchange == "ring", remote
         self.how = How(loss, chunk, remote)
         # the sigmoid loss is the same both ways; where rows have their gradient from their own process alone, each way is needed

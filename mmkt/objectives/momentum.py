@@ -12,14 +12,12 @@ from torch.func import functional_call
 
 from mmkt import distributed
 from mmkt.layers import contrast
-from mmkt.layers.contrast import Rows
+from mmkt.layers.contrast import Positive, Rows
 from mmkt.types import Batch, Objective, Outputs, Phase, Resources
 
 if TYPE_CHECKING:
     from mmkt.learner import Learner
     from mmkt.model import Model
-
-Positive = Annotated[float, Field(gt=0)]
 
 
 class Momentum(Objective):

@@ -12,13 +12,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmkt.layers import contrast
-from mmkt.layers.contrast import Rows
+from mmkt.layers.contrast import Positive, Rows
 from mmkt.types import Batch, Objective, Outputs
 
 if TYPE_CHECKING:
     from mmkt.model import Model
-
-Positive = Annotated[float, Field(gt=0)]
 
 
 class Symile(Objective):
