@@ -34,7 +34,7 @@ from mmkt.run import Run, environment, flat
 from mmkt.start import start
 from mmkt.stop import Ear, Listener, Stop, Stopped
 from mmkt.telemetry import TrainingError
-from mmkt.train import fit, steps_of
+from mmkt.train import fit
 from mmkt.types import Encoder, Phase, Resources, Row
 from mmkt.workshop import Workshop
 
@@ -105,7 +105,7 @@ def plan_of(setup: Setup, config: Experiment) -> list[Phase]:
     """
     transfer = setup.parts.build("transfer", config.transfer)
     try:
-        plan = transfer.phases(setup.learner, steps_of(config.train, setup.feed))
+        plan = transfer.phases(setup.learner, planning.steps_of(config.train, setup.feed))
     except ConfigError:
         raise
     except ValueError as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from accelerate import Accelerator
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmkt import distributed, optim
-from mmkt.experiment import Experiment
+from mmkt.experiment import Experiment, Train
 from mmkt.feed import Feed
 from mmkt.learner import Learner
 from mmkt.model import matches
@@ -30,6 +31,17 @@ def refuse(learner: Learner, feed: Feed, plan: Sequence[Phase], config: Experime
     if config.train.accumulate > 1 and any(named[name].contrasts for name in contrasts):
         words = "contrastive objectives compare the rows of a batch: raise data.batch_size, and set train.chunk"
         raise ConfigError([("train.accumulate", words)])
+
+
+def steps_of(train: Train, feed: Feed) -> int:
+    """Optimiser steps: ``train.steps``, or what ``train.epochs`` passes over the streams' rows take."""
+    if (train.steps is None) == (train.epochs is None):
+        raise ConfigError(
+            [("train", "give either train.steps or train.epochs, null for the other (train.epochs=null train.steps=200)")]
+        )
+    if train.steps is not None:
+        return train.steps
+    return math.ceil(train.epochs * feed.epoch() / train.accumulate)  # type: ignore[operator]
 
 
 def refuse_idle(learner: Learner, plan: Sequence[Phase]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -75,17 +74,6 @@ def fit(
     tensors = checkpoint.read_tensors(run.best / "model.safetensors")
     checkpoint.load_strict(learner.model, tensors, run.best / "model.safetensors", learner.model.referred[0])
     return loop.meter.speed()
-
-
-def steps_of(train: Train, feed: Feed) -> int:
-    """Optimiser steps: ``train.steps``, or what ``train.epochs`` passes over the streams' rows take."""
-    if (train.steps is None) == (train.epochs is None):
-        raise ConfigError(
-            [("train", "give either train.steps or train.epochs, null for the other (train.epochs=null train.steps=200)")]
-        )
-    if train.steps is not None:
-        return train.steps
-    return math.ceil(train.epochs * feed.epoch() / train.accumulate)  # type: ignore[operator]
 
 
 class _Loop:

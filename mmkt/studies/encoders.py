@@ -15,9 +15,9 @@ from mmkt.config import read, written
 from mmkt.experiment import Experiment
 from mmkt.model import Model
 from mmkt.parts import ConfigError, Parts
+from mmkt.planning import steps_of
 from mmkt.studies.runs import Training, figure
 from mmkt.study import Ablation as File
-from mmkt.train import steps_of
 
 ORIGIN = "origin.json"
 
