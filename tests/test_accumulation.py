@@ -74,8 +74,8 @@ def gradients(data: dict, monkeypatch, tmp_path, accumulate: int, fusion: str) -
     monkeypatch.setattr(
         first, "graded", lambda learner: found.update({name: p.grad.clone().numpy() for name, p in learner.named().items()})
     )
-    transfer, run = setup.parts.build("transfer", config.transfer), Run(config.run, config, "x")
-    train.fit(setup.learner, setup.feed, transfer, run, Accelerator(), config.train)
+    plan, run = launch.plan_of(setup, config), Run(config.run, config, "x")
+    train.fit(setup.learner, setup.feed, plan, run, Accelerator(), config.train)
     monkeypatch.setattr(train.Meter, "add", add)
     return found, rows
 

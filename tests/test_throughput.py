@@ -140,8 +140,8 @@ SEVERAL = {
 
 def fitted(config) -> None:
     setup = launch.build(config)
-    transfer = setup.parts.build("transfer", config.transfer)
-    train.fit(setup.learner, setup.feed, transfer, Run(config.run, config, "x"), Accelerator(), config.train, seed=config.seed)
+    plan = launch.plan_of(setup, config)
+    train.fit(setup.learner, setup.feed, plan, Run(config.run, config, "x"), Accelerator(), config.train, seed=config.seed)
 
 
 def unheard(tmp_path: Path) -> str:
