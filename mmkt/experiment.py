@@ -177,8 +177,8 @@ class Train(Section):
     betas: tuple[Share, Share] = (0.9, 0.999)
     momentum: Share | None = None
     """Of ``sgd`` (0.9 by default) and of ``muon`` (0.95)."""
-    fused: bool = False
-    """One kernel for all of AdamW or SGD: faster steps for small models, other last digits."""
+    fused: bool | None = None
+    """One kernel for all of AdamW or SGD: several times as fast, other last digits; by default wherever there is one."""
     average: Annotated[dict, PartOf("averages")] | None = None
     """An average of the weights, which is evaluated, chosen and saved in place of those that train (``ema``, ``swa``)."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0

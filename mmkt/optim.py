@@ -85,12 +85,12 @@ def refuse_unread(train: Train) -> None:
 
 
 def _adamw(found: list[dict], train: Train) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(found, betas=train.betas, fused=train.fused or None)
+    return torch.optim.AdamW(found, betas=train.betas, fused=train.fused is not False)
 
 
 def _sgd(found: list[dict], train: Train) -> torch.optim.Optimizer:
     momentum = 0.9 if train.momentum is None else train.momentum
-    return torch.optim.SGD(found, lr=train.lr, momentum=momentum, fused=train.fused or None)
+    return torch.optim.SGD(found, lr=train.lr, momentum=momentum, fused=train.fused is not False)
 
 
 def _adafactor(found: list[dict], train: Train) -> torch.optim.Optimizer:
@@ -142,7 +142,7 @@ class MuonBesideAdamW(torch.optim.Optimizer):
         if found[0]:
             self.both.append(torch.optim.Muon(found[0], momentum=momentum, adjust_lr_fn="match_rms_adamw"))
         if found[1]:
-            self.both.append(torch.optim.AdamW(found[1], betas=train.betas))
+            self.both.append(_adamw(found[1], train))
         super().__init__([group for one in self.both for group in one.param_groups], {})
 
     def step(self, closure: Any = None) -> None:

@@ -15,11 +15,11 @@ import torch
 
 from mmkt.telemetry import peak_memory
 
-WARM = 3  # steps before the clock starts
+EVERY = 10  # steps: each side logs so often; the clock starts after the first line, so that logging counts as training has it
 
 
 class Clock:
-    """Told after every step; the first ``WARM`` are not counted.
+    """Told after every step; the first ``EVERY`` are not counted.
 
     Args:
         own: of a CPU, count this process's own time on it: on a machine that others use, the wall's says what they do.
@@ -36,9 +36,9 @@ class Clock:
         self.marks.append(self.now())
 
     def seconds(self) -> float:
-        """The median step."""
-        steps = [after - before for before, after in zip(self.marks[WARM:], self.marks[WARM + 1 :])]
-        return statistics.median(steps)
+        """The mean step."""
+        counted = self.marks[EVERY - 1 :]
+        return (counted[-1] - counted[0]) / (len(counted) - 1)
 
 
 def say(clock: Clock, rows: int, losses: Sequence[float]) -> None:
@@ -47,7 +47,7 @@ def say(clock: Clock, rows: int, losses: Sequence[float]) -> None:
     Args:
         clock: its steps.
         rows: of a step.
-        losses: of every step.
+        losses: the mean of every ``EVERY`` steps.
     """
     seconds = clock.seconds()
     print(json.dumps({"ms": 1e3 * seconds, "rows/s": rows / seconds, "GB": peak_memory() / 1e9, "losses": list(losses)}))
@@ -85,8 +85,8 @@ def compare(ours: Sequence[str], theirs: Sequence[str], name: str, pairs: int, h
     memory = statistics.median(one["GB"] / two["GB"] for one, two in found)
     print(f"mmkt over {name}: {ratio:.3f} times the rows a second, {memory:.3f} times the peak memory (medians of {pairs} pairs)")
     one, two = (side["losses"] for side in found[-1])
-    for step in sorted({0, 1, len(one) // 4, len(one) // 2, 3 * len(one) // 4, len(one) - 1}):
-        print(f"loss at step {step}: mmkt {one[step]:.4f}, {name} {two[step]:.4f}")
+    for k, (own, other) in enumerate(zip(one, two, strict=True)):
+        print(f"mean loss of steps {k * EVERY + 1} to {(k + 1) * EVERY}: mmkt {own:.4f}, {name} {other:.4f}")
 
 
 def line(what: str, one: dict, two: dict, name: str) -> str:
@@ -130,6 +130,10 @@ def main(script: str, words: str | None, sides: Sequence[Callable[..., None]], n
         parser.add_argument(f"--{option}", type=int, default=value)
     parser.add_argument("--own-time", action="store_true", help="the process's own time on the CPU, on a machine that others use")
     options = parser.parse_args()
+    if options.steps < 2 * EVERY or options.steps % EVERY:
+        parser.error(
+            f"--steps: {options.steps} is not a multiple of {EVERY} from {2 * EVERY} on: both sides log every {EVERY} steps"
+        )
     if options.side:
         sides[options.side == "theirs"](options)
         return

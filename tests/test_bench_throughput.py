@@ -31,7 +31,7 @@ def test_two_sides_by_hand(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("; ")[-1].split()[0] for line in lines[:3]] == ["2.000", "3.000", "0.900"]
     assert lines[3].startswith("mmkt over other: 2.000 times the rows a second, 0.500 times the peak memory")
-    assert lines[-1] == "loss at step 3: mmkt 0.5000, other 0.5000"
+    assert lines[-1] == "mean loss of steps 31 to 40: mmkt 0.5000, other 0.5000"
 
 
 def test_a_side_that_fails_is_no_figure():
@@ -40,10 +40,10 @@ def test_a_side_that_fails_is_no_figure():
     assert _beside.heard([sys.executable, "-c", "print('words'); print('{\"ms\": 2}')"]) == {"ms": 2}
 
 
-def test_the_median_step_leaves_out_the_first():
+def test_the_mean_step_leaves_out_the_steps_up_to_the_first_line_of_log():
     clock = _beside.Clock()
-    clock.marks = [0.0, 9.0, 10.0, 20.0, 21.0, 23.0, 24.0]  # of which three are warming up
-    assert clock.seconds() == 1.0
+    clock.marks = [*range(0, 90, 9), 82.0, 85.0, 90.0]  # ten, then steps of 1, 3 and 5
+    assert clock.seconds() == 3.0
     module = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 2))
     _beside.drop_nothing(module)
     assert module[0].p == 0.0

@@ -216,6 +216,28 @@ def test_a_python_number_in_an_optimisers_state_comes_back_as_one(small, monkeyp
     assert {int(x) for key, x in kept.items() if key.endswith("/steps")} == {8}
 
 
+def test_adamw_is_one_kernel_unless_told_and_its_step_is_adamws(small):
+    def moved(**changes):
+        train = Train(lr=1e-2, weight_decay=0.1, **changes)
+        learner = launch.build(experiment(small)).learner
+        torch.manual_seed(1)
+        trains = {name: p for name, p in learner.named().items() if p.requires_grad}
+        made = optim.optimizer(learner, trains, train, {})
+        for _ in range(3):
+            for p in trains.values():
+                p.grad = torch.randn(p.shape)
+            made.step()
+        return made, torch.cat([p.detach().flatten() for p in trains.values()])
+
+    made, fused = moved()
+    assert all(group["fused"] for group in made.param_groups)
+    made, plain = moved(fused=False)
+    assert not any(group["fused"] for group in made.param_groups)
+    torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(fused, moved(betas=(0.9, 0.99))[1])
+    assert moved(optimizer="sgd")[0].param_groups[0]["fused"]
+
+
 def test_what_cannot_be_had_is_refused(small, monkeypatch):
     with pytest.raises(ConfigError, match="there is no such kernel for muon: leave it out, or take adamw or sgd"):
         launch.train(experiment(small, "train.optimizer=muon", "train.fused=true"))

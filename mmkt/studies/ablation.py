@@ -86,7 +86,7 @@ class Ablation:
             *self.fitted.get(str(cell), []),
         ]
         chosen += without(study.experiment, chosen, cell.task.modalities)
-        quiet = ["trackers=[]", "evaluate.resamples=0", "evaluate.page=false", "train.fused=true"]
+        quiet = ["trackers=[]", "evaluate.resamples=0", "evaluate.page=false"]
         own = [
             f"train.select={self.task}/{self.metric}",
             f"train.lr={key.lr!r}",

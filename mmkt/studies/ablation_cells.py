@@ -17,7 +17,7 @@ OWN = {  # settings that the study gives itself, and by what
     **dict.fromkeys(("seed",), "seeds"),
     **dict.fromkeys(("train.select",), "metric"),
     **dict.fromkeys(("data.features", "model.start", "train.save_every"), "encoders and features"),
-    **dict.fromkeys(("run", "train.fused", "trackers", "evaluate.resamples", "evaluate.page"), "itself"),
+    **dict.fromkeys(("run", "trackers", "evaluate.resamples", "evaluate.page"), "itself"),
 }
 
 
