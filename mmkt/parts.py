@@ -30,6 +30,7 @@ ROOMS = {
     "averages": "Average",
     "metrics": "Metric",
     "corruptions": "Corruption",
+    "attacks": "Attack",
     "data/sources": "Source",
 }
 HOME = Path(__file__).parent

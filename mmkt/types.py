@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from mmkt.learner import Learner
     from mmkt.model import Model
+    from mmkt.victim import Victim
 
 
 class Encoded(NamedTuple):
@@ -475,6 +476,22 @@ class Corruption(ABC):
         """
 
 
+class Attack(ABC):
+    """A search for inputs on which a model is wrong. A constructor takes ``(self, *, settings…)``."""
+
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")  # of the threats that it can keep to
+    gradients: ClassVar[bool] = True  # False: a black box, which sees answers alone
+    keeps: ClassVar[bool] = True  # to the threat's ε; False: what it may do is said by its own settings
+
+    @abstractmethod
+    def __call__(self, victim: Victim) -> dict[str, Tensor]:
+        """The worst raw numbers found, by modality, N items each; as they came where nothing worse was found.
+
+        What is random is drawn by the victim's seed and each row's place in the manifest, so that a row's answer does not depend
+        on the others of its batch.
+        """
+
+
 class Source(ABC):
     """A data set made into a manifest. A constructor takes ``(self, *, settings…)``."""
 
@@ -498,5 +515,6 @@ ROOMS: dict[str, type] = {
     "averages": Average,
     "metrics": Metric,
     "corruptions": Corruption,
+    "attacks": Attack,
     "data/sources": Source,
 }

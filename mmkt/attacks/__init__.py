@@ -1,0 +1,1 @@
+"""Attacks, one file each: searches for inputs on which a model is wrong."""

@@ -1,0 +1,62 @@
+"""What an attacker may do to one modality: how far its raw numbers may move, and in which norm."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from mmkt.config import Section
+from mmkt.parts import ConfigError
+
+Norm = Literal["linf", "l2"]
+
+
+class Threat(Section):
+    """A norm and how far: ``eps``, in the units of the raw numbers, or ``db``."""
+
+    norm: Norm = "linf"
+    """``linf``: every number by ε at the most; ``l2``: the root of the summed squares over an item (a picture, a clip, all
+    tokens of a text)."""
+    eps: float | None = None
+    """Pixels lie in [0, 1], waveforms in [−1, 1]; a text's numbers are its token embeddings."""
+    db: float | None = None
+    """In place of ``eps``, relative to each item: 20 · log10(ε / size), its size being the largest magnitude (``linf``) or the
+    norm (``l2``). −30 dB is a thirtieth."""
+
+    def refuse(self, where: str) -> None:
+        """Refuse a threat of no size.
+
+        Args:
+            where: its dotted path.
+
+        Raises:
+            ConfigError: neither or both of ``eps`` and ``db``, or one that allows nothing.
+        """
+        if (self.eps is None) == (self.db is None):
+            found = "both" if self.eps is not None else "neither"
+            raise ConfigError([(where, f"takes eps or db, found {found}: {{norm: linf, eps: 0.03}}, or {{norm: linf, db: -30}}")])
+        if self.eps is not None and not (0 < self.eps < math.inf):
+            words = f"{self.eps:g} lets nothing move: give a number above 0; without an attack it is the plain figure"
+            raise ConfigError([(f"{where}.eps", words)])
+        if self.db is not None and not math.isfinite(self.db):
+            raise ConfigError([(f"{where}.db", f"{self.db:g} is no size: give a finite number, −30 is a thirtieth")])
+
+    def times(self, factor: float) -> Threat:
+        """The same norm, so many times as far."""
+        if self.eps is not None:
+            return self.model_copy(update={"eps": self.eps * factor})
+        assert self.db is not None, "refused"
+        return self.model_copy(update={"db": self.db + 20 * math.log10(factor)})
+
+    def __str__(self) -> str:
+        return f"{self.norm} {self.eps:g}" if self.eps is not None else f"{self.norm} {self.db:g} dB"
+
+
+USUAL: dict[str, dict[str, Any]] = {  # by an encoder's kind
+    "image": {"norm": "linf", "eps": 8 / 255},
+    "audio": {"norm": "linf", "db": -30.0},
+    "text": {"norm": "l2", "db": -14.0},
+    "features": {"norm": "l2", "db": -20.0},
+}
+"""What is attacked how far where nothing is said: pixels by 8/255 (Madry et al., 2018), samples by a thirtieth of their
+clip's peak, token embeddings by a fifth of their norm, vectors by a tenth of theirs."""
