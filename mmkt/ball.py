@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmkt.data.sampling import seed_of
+from mmkt.generators import seed_of
 from mmkt.threat import Norm, Threat
 
 

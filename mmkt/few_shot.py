@@ -15,7 +15,7 @@ from rich.progress import track
 from torch import Tensor
 
 from mmkt import report
-from mmkt.data.sampling import seed_of
+from mmkt.generators import seed_of
 from mmkt.report import Sheet
 from mmkt.score import About, spread
 from mmkt.types import Row

@@ -16,8 +16,9 @@ from mmkt import checkpoint, distributed
 from mmkt.config import dump, revive
 from mmkt.data.collate import Collate, Cuts
 from mmkt.data.rows import Rows
-from mmkt.data.sampling import seed_of
 from mmkt.experiment import Experiment
+from mmkt.generators import seed_of
+from mmkt.modes import evaluating
 from mmkt.parts import ConfigError, Parts, nearest
 from mmkt.space import SharedSpace, join
 from mmkt.types import Adapter, Batch, Encoded, Encoder, Fusion, Head, Outputs
@@ -96,13 +97,8 @@ class Model(nn.Module):
 
     def _run_blank(self, m: str, device: torch.device) -> Encoded:
         encoder = self.encoders[m]
-        modes = {module: module.training for module in encoder.modules()}
-        encoder.eval()
-        try:
+        with evaluating(encoder):
             return encoder({name: x.to(device) for name, x in self._blank[m].items()})
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
 
     def fuse(self, encoded: Mapping[str, Encoded], keep: Collection[str] | None = None) -> Outputs:
         """Projection, fusion, heads.

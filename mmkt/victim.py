@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmkt.ball import Ball
 from mmkt.goal import Goal, Loss
-from mmkt.model import Model
 from mmkt.modes import evaluating
 from mmkt.parts import ConfigError, nearest
 from mmkt.threat import Threat
 from mmkt.types import Batch, Encoded
+
+if TYPE_CHECKING:
+    from mmkt.model import Model
 
 RAW = {"image": "pixels", "audio": "waveform", "text": "input_ids", "features": "vectors"}  # an encoder's kind → its raw numbers
 Points = dict[str, Tensor]  # by modality, raw numbers of its N items
@@ -126,7 +128,8 @@ class Victim:
         self.passes["forward"] += 1
         with evaluating(self.model):
             encoded = self.rest | self.model.encode(self.put(points), self.modalities)
-            return self.model.fuse(encoded).logits[self.task].float()
+            logits = self.model.fuse(encoded).logits[self.task]
+            return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def logits(self, points: Mapping[str, Tensor]) -> Tensor:
         """(B, C), without a gradient."""
@@ -188,12 +191,11 @@ def _free(kind: str, inputs: Mapping[str, Tensor]) -> Tensor | None:
 
 
 class Worst:
-    """The worst points found so far, by row: wrong ones before right ones, then the larger margin."""
+    """The points of the largest margin that were found so far, by row; the first are those that came (a forward)."""
 
     def __init__(self, victim: Victim):
         self.victim, self.points = victim, victim.clean
-        size, device = victim.batch.size, victim.batch.row.device
-        self.margin = torch.full((size,), -torch.inf, device=device)
+        self.margin = victim.goal.loss("margin", victim.logits(victim.clean))  # (B,)
 
     def offer(self, points: Mapping[str, Tensor], logits: Tensor) -> Tensor:
         """Keep what is worse than before; returns the margins, (B,), above zero where the attacker has what he wants."""

@@ -4,7 +4,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from mmkt.data.sampling import Draw, Stream, TrainSampler, balanced, evaluation, seed_of
+from mmkt.data.sampling import Draw, Stream, TrainSampler, balanced, evaluation
+from mmkt.generators import seed_of
 
 RNG = np.random.default_rng(0)
 

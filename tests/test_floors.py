@@ -9,10 +9,11 @@ import pytest
 
 HOME = Path(__file__).parent.parent / "mmkt"
 FLOORS = [
-    ["types", "parts", "distributed", "doctor", "workshop", "generators"],
+    ["types", "parts", "distributed", "doctor", "workshop", "generators", "modes"],
     ["config", "catalogue", "launcher", "arguments"],
-    ["experiment", "schema", "pretrained", "checkpoint"],
-    ["layers", "push", "kept"],
+    ["experiment", "schema", "pretrained", "checkpoint", "threat"],
+    ["layers", "push", "kept", "ball", "goal"],
+    ["victim"],
     [
         "study",
         "search_file",
@@ -29,6 +30,7 @@ FLOORS = [
         "averages",
         "metrics",
         "corruptions",
+        "attacks",
     ],
     ["space", "score", "report", "ranking", "plots"],
     ["model", "feature_store", "page", "vectors", "subsets", "statistics", "ranks", "stored", "missing", "robustness"],

@@ -85,6 +85,6 @@ def _checks(steps: int) -> set[int]:
     """Steps after which it is asked whether the loss still rises: p₀ = 0, p₁ = 0.22, p ← p + max(p − p₋₁ − 0.03, 0.06)."""
     found, before, now = set(), 0.0, 0.22
     while now <= 1:
-        found.add(math.ceil(now * steps))
+        found.add(math.ceil(round(now * steps, 6)))  # 0.41 + 0.16 is a little more than 0.57
         before, now = now, now + max(now - before - 0.03, 0.06)
     return found

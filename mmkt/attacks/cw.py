@@ -51,12 +51,12 @@ class Cw(Attack):
 
     def __call__(self, victim: Victim) -> dict[str, Tensor]:
         """The nearest that was found."""
-        size, device = victim.batch.size, victim.batch.row.device
-        low, high = torch.zeros(size, device=device), torch.full((size,), torch.inf, device=device)
-        c = torch.full((size,), self.c, device=device)
-        found, least = victim.clean, torch.full((size,), torch.inf, device=device)
+        found = victim.clean
+        low = self._far(victim, found)  # zero, (B,)
+        least = high = torch.full_like(low, torch.inf)
+        c = torch.full_like(low, self.c)
         for _ in range(self.searches):
-            reached = torch.zeros(size, dtype=torch.bool, device=device)
+            reached = torch.zeros_like(low, dtype=torch.bool)
             w = {m: _inverse(ball).requires_grad_() for m, ball in victim.balls.items()}
             adam = torch.optim.Adam(list(w.values()), lr=self.lr)
             resting, last = torch.zeros_like(reached), torch.full_like(least, torch.inf)
@@ -89,16 +89,14 @@ class Cw(Attack):
 
     def _far(self, victim: Victim, points: Points) -> Tensor:
         """The squared distance of every row, (B,); of several modalities in units of the first one's ε."""
-        whole = torch.zeros(victim.batch.size, device=victim.batch.row.device)
+        first = victim.balls[victim.modalities[0]]
+        whole = torch.zeros(victim.batch.size, dtype=first.centre.dtype, device=first.centre.device)
         unit: Tensor | None = None
         for m, ball in victim.balls.items():
             squares = (points[m] - ball.centre).flatten(1).square().sum(1)  # (N,)
-            eps = torch.zeros_like(whole).index_reduce(0, victim.rows[m], ball.eps.flatten().to(whole), "amax")
-            if unit is None:
-                unit = eps
-                weight = torch.ones_like(eps)
-            else:
-                weight = (unit / eps.clamp(min=1e-12)).square()
+            eps = torch.zeros_like(whole).scatter_reduce(0, victim.rows[m], ball.eps.flatten(), "amax")
+            unit = eps if unit is None else unit
+            weight = (unit / eps.clamp(min=1e-12)).square()
             whole = whole.index_add(0, victim.rows[m], squares * weight[victim.rows[m]])
         return whole
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmkt.attacks.pgd import Pgd
 from mmkt.ball import Ball, stretch
-from mmkt.data.sampling import seed_of
+from mmkt.generators import seed_of
 from mmkt.parts import ConfigError
 from mmkt.types import Attack
 from mmkt.victim import Victim, Worst

@@ -15,7 +15,8 @@ from mmkt.victim import Victim, Worst
 class Pgd(Attack):
     """Projected gradient descent (Madry et al., 2018): x ← Π(x + α · sign g), in L2 x ← Π(x + α · g / ‖g‖₂).
 
-    A row keeps the worst of all points that it came by. k steps take k forwards and backwards, and a forward at the end.
+    A row keeps the worst of all points that it came by, its own among them. k steps take k forwards and backwards, and two
+    forwards.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mmkt.ball import stretch
-from mmkt.data.sampling import seed_of
+from mmkt.generators import seed_of
 from mmkt.types import Attack
 from mmkt.victim import Victim, Worst
 
@@ -39,7 +39,6 @@ class Square(Attack):
     def __call__(self, victim: Victim) -> dict[str, Tensor]:
         """The best that was found."""
         worst = Worst(victim)
-        worst.offer(victim.clean, victim.logits(victim.clean))
         chance = {
             m: [torch.Generator().manual_seed(seed_of(victim.seed, "square", *key)) for key in ball.keys]
             for m, ball in victim.balls.items()

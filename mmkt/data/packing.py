@@ -7,7 +7,8 @@ from math import lcm
 
 import numpy as np
 
-from mmkt.data.sampling import Draw, Sampler, Stream, inspect, seed_of
+from mmkt.data.sampling import Draw, Sampler, Stream, inspect
+from mmkt.generators import seed_of
 
 EIGHT = 8  # rows: a batch holds a multiple of it where so many fit, so that 1, 2 and 4 processes share the same batches
 

@@ -23,7 +23,8 @@ from mmkt.data.columns import cells as cells_of
 from mmkt.data.columns import is_absent
 from mmkt.data.decode import USUAL, DecodeError, Limits
 from mmkt.data.manifest import Manifest, ManifestError, column_of
-from mmkt.data.sampling import Draw, seed_of
+from mmkt.data.sampling import Draw
+from mmkt.generators import seed_of
 from mmkt.types import Processor
 
 Items = list[Any]  # what a cell holds

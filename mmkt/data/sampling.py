@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,6 +10,8 @@ from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from mmkt.generators import seed_of
 
 
 class Draw(NamedTuple):
@@ -29,12 +29,6 @@ class Stream(NamedTuple):
     rows: np.ndarray  # (n,) int64, places in the manifest
     quota: int
     weights: np.ndarray | None = None  # (n,) non-negative: draw with replacement in proportion to them
-
-
-def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed that only depends on the parts: the same in every process, version and platform."""
-    text = json.dumps([part if isinstance(part, str) else int(part) for part in parts])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 class Sampler(ABC):

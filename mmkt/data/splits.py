@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from mmkt.data.columns import codes, some, strings
 from mmkt.data.manifest import Manifest, ManifestError, column_of
-from mmkt.data.sampling import seed_of
+from mmkt.generators import seed_of
 
 
 def rows_of(manifest: Manifest, split: str) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from mmkt import distributed
 from mmkt.layers import contrast
 from mmkt.layers.contrast import Positive, Rows
+from mmkt.modes import evaluating
 from mmkt.types import Batch, Objective, Outputs, Phase, Resources
 
 if TYPE_CHECKING:
@@ -122,13 +123,8 @@ class Momentum(Objective):
     def _taught(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         """The teacher's vectors of this rank's rows, by modality, (B, D)."""
         averages = {name: getattr(self, buffer) for name, buffer in self.names.items()}
-        training = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                encoded = functional_call(model, averages, (batch,)).encoded
-        finally:
-            model.train(training)
+        with evaluating(model), torch.no_grad():
+            encoded = functional_call(model, averages, (batch,)).encoded
         return {m: encoded[m].pooled for m in self.compared}
 
     def _summed(self, batch: Batch, outputs: Outputs, taught: Mapping[str, Tensor]) -> Tensor:

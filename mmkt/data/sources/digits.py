@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from mmkt.data.sampling import seed_of
 from mmkt.data.sources import _files
+from mmkt.generators import seed_of
 from mmkt.types import Source
 
 FILES = ("mnist.npz", "usps.npz", "fsdd_meta.csv", "fsdd_audio.zip", "digit_words.csv")

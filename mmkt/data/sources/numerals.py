@@ -16,8 +16,8 @@ from pydantic import Field
 
 from mmkt.data.espeak import RATE, Utterance, speak
 from mmkt.data.questions import QUESTIONS
-from mmkt.data.sampling import seed_of
 from mmkt.data.sources import _files
+from mmkt.generators import seed_of
 from mmkt.types import Source
 
 KINDS = tuple(QUESTIONS)

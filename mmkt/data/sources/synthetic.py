@@ -14,7 +14,7 @@ from pydantic import Field
 
 from mmkt.checkpoint import write_json
 from mmkt.data import parquet
-from mmkt.data.sampling import seed_of
+from mmkt.generators import seed_of
 from mmkt.parts import nearest
 from mmkt.types import Source
 
