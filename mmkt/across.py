@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from mmkt import distributed, few_shot, missing, prompts, retrieval, robustness, subsets, zero_shot
+from mmkt import attacked, distributed, few_shot, missing, prompts, retrieval, robust_accuracy, robustness, subsets, zero_shot
 from mmkt.asked import Plan, label_cells, same_cells
 from mmkt.data.columns import spelled
 from mmkt.experiment import Experiment
@@ -27,6 +27,7 @@ SHEETS: dict[str, Callable[[Sequence[Row]], Iterator[Sheet]]] = {  # by file, in
     "subsets": subsets.sheets,
     "missing": missing.sheets,
     "corruptions": robustness.sheets,
+    "attacks": robust_accuracy.sheets,
     "retrieval": retrieval.sheets,
     "zero_shot": zero_shot.sheets,
     "few_shot": few_shot.sheets,
@@ -42,6 +43,7 @@ class Answers(NamedTuple):
     pool: Predictions | None
     validation: Predictions | None
     named: Mapping[str, tuple[Sequence[str], Tensor]]  # by language, classes and their vectors
+    attacked: attacked.Found = attacked.Found()
 
 
 def class_vectors(
@@ -74,6 +76,10 @@ def measure(
             found["missing"] = missing.measure(answers.by_subset, names, judges, settings.missing, **times)
     if answers.corrupted:
         found["corruptions"] = robustness.measure(answers.whole, answers.corrupted, judges, **times)
+    if asked.siege is not None:
+        kinds = {name: robust_accuracy.Kind(x.gradients, x.keeps) for name, x in asked.siege.attacks.items()}
+        outcomes = answers.attacked.outcomes
+        found["attacks"] = robust_accuracy.measure(outcomes, kinds, asked.siege.task, about, settings.resamples)
     if asked.items is not None:
         found["retrieval"] = retrieval.measure(answers.whole, names, asked.items, same_cells(feed, rows), **times)
     if asked.prompts:

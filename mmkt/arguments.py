@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("checkpoint", help="its folder, or a Hub id")
     one.add_argument("overrides", nargs="*", metavar="key=value", help="of data.… and evaluate.…, such as data.batch_size=1")
     one.add_argument("--out", help="where to write; by default evaluation-SPLIT in the checkpoint's folder")
+    one.add_argument("--robustness", action="store_true", help="under attack too: the usual ones, or as evaluate.robustness says")
     one.add_argument("--plugins", nargs="+", default=[], help="folders or packages that its parts may come from")
     one = command("calibrate", "calibrate", "fit a temperature and prediction sets on validation; the checkpoint keeps them")
     one.add_argument("checkpoint", help="its folder")

@@ -78,7 +78,9 @@ def evaluate(options: argparse.Namespace) -> None:
     from mmkt.evaluate import PAGE
     from mmkt.evaluate import evaluate as evaluated
 
-    found, folder = evaluated(options.checkpoint, options.overrides, plugins=options.plugins, out=options.out)
+    asked = [text for text in options.overrides if text.startswith("evaluate.robustness")]
+    usual = ["evaluate.robustness={}"] if options.robustness and not asked else []
+    found, folder = evaluated(options.checkpoint, [*options.overrides, *usual], plugins=options.plugins, out=options.out)
     _figures(found.rows, options, found.across)
     distributed.say(f"written: {folder / PAGE if found.page else folder}")
 

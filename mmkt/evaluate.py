@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import Progress
 
-from mmkt import across, checkpoint, distributed, report
+from mmkt import across, attacked, checkpoint, distributed, report
 from mmkt.asked import Plan, column_at, plan
 from mmkt.config import check, override
 from mmkt.data import splits
@@ -120,7 +120,9 @@ def figures(model: Model, feed: Feed, parts: Parts, accelerator: Accelerator, wh
     if whole and settings.page and distributed.rank() == 0:
         from mmkt import evaluation_page  # it draws: no training has to wait for matplotlib
 
-        story = evaluation_page.Story(f"{about.run} on {about.split}", scored, more, predictions, asked)
+        story = evaluation_page.Story(
+            f"{about.run} on {about.split}", scored, more, predictions, asked, answers.attacked.examples
+        )
         page = evaluation_page.render(story, feed, parts)
     kept = [name for name in predictions.table.column_names if not name.startswith("vector.")]
     return Evaluation(scored, predictions._replace(table=predictions.table.select(kept)), more, answers.corrupted, page)
@@ -164,13 +166,24 @@ def _answers(model: Model, feed: Feed, rows: np.ndarray, asked: Plan, accelerato
         corrupted: dict[str, Predictions] = {}
         for changes in asked.passes:
             corrupted |= run(f"corrupted: {Condition.of(next(iter(changes))).family}", rows, predict_changed, changes)
+        besieged = _attacked(model, feed, asked, accelerator, bar)
         pool, validation = (
             None if some is None else run(f"few shots: {name}", some, predict, vectors=True)
             for name, some in (("pool", asked.pool), ("validation", asked.validation))
         )
     # rank 0 alone measures what takes them
     named = across.class_vectors(model, asked, accelerator.device, accelerator.autocast) if distributed.rank() == 0 else {}
-    return across.Answers(by_subset, by_subset[-1], corrupted, pool, validation, named)
+    return across.Answers(by_subset, by_subset[-1], corrupted, pool, validation, named, besieged)
+
+
+def _attacked(model: Model, feed: Feed, asked: Plan, accelerator: Accelerator, bar: Progress) -> attacked.Found:
+    """Every attack that was planned; in full precision, as a gradient's sign is of its last digits."""
+    siege = asked.siege
+    if siege is None:
+        return attacked.Found()
+    ways = sum(1 for _ in attacked.trials(siege, model))
+    task = bar.add_task(f"{ways} attacks", total=ways * len(siege.rows) // distributed.world_size())
+    return attacked.lay(model, feed, siege, accelerator.device, partial(bar.advance, task))
 
 
 def list_bad_rows(bad: Sequence[Unreadable], file: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from mmkt import across, evaluation_plots, exhibit, page, report, retrieval
 from mmkt.asked import Plan, same_cells
+from mmkt.attacked import Example
 from mmkt.feed import Feed
 from mmkt.parts import Parts
 from mmkt.subsets import name_of
@@ -23,6 +24,7 @@ TITLES = {
     "subsets": "With some of the modalities",
     "missing": "Where modalities go missing",
     "corruptions": "Under corruption",
+    "attacks": "Under attack",
     "retrieval": "From one modality to another",
     "zero_shot": "By name: zero-shot",
     "few_shot": "From few labels",
@@ -37,6 +39,7 @@ class Story(NamedTuple):
     measured: dict[str, list[Row]]
     predictions: Predictions  # with vectors where retrieval was measured
     asked: Plan
+    turned: Sequence[Example] = ()  # by attacks
 
 
 def render(story: Story, feed: Feed, parts: Parts) -> str:
@@ -64,6 +67,8 @@ def _section(name: str, story: Story, feed: Feed, parts: Parts) -> Iterator[str]
         yield from (page.table(sheet, 3) for sheet in across.SHEETS[name](rows))
         if name == "retrieval":
             yield from _examples(story, feed)
+        if name == "attacks":
+            yield from _turned(story, feed)
 
 
 def _plots(name: str, story: Story, modalities: Sequence[str]) -> Iterator[tuple[str, evaluation_plots.Figure]]:
@@ -72,6 +77,8 @@ def _plots(name: str, story: Story, modalities: Sequence[str]) -> Iterator[tuple
         yield from evaluation_plots.lattices(rows)
     elif name == "missing":
         yield from evaluation_plots.missing(rows)
+    elif name == "attacks":
+        yield from evaluation_plots.attacks(rows)
     elif name == "few_shot":
         yield from evaluation_plots.few_shots(rows)
     elif name == "corruptions":
@@ -104,6 +111,30 @@ def _mistakes(predictions: Predictions, feed: Feed) -> Iterator[str]:
             )
             for k in wrong[:MISTAKES]
         )
+
+
+def _turned(story: Story, feed: Feed) -> Iterator[str]:
+    """Rows that an attack turned, as they came and as they were made."""
+    siege = story.asked.siege
+    if siege is None or not story.turned:
+        return
+    classes = story.predictions.vocabularies[siege.task]["classes"]
+    ids = feed.manifest.table["id"]
+    yield page.paragraph("Rows that were right and are not any more: as they came, and as the attack made them.")
+    for surface in dict.fromkeys(example.trial.surface for example in story.turned):
+        yield page.heading(surface, f"attacks-{surface}")
+        shown = []
+        for example in [x for x in story.turned if x.trial.surface == surface][: siege.examples]:
+            before, after = (classes[k] for k in example.said)
+            threats = siege.surfaces[surface]
+            moved = [f"{m}: moved by {far:.3g} ({threats[m]} allowed)" for m, far in example.far.items()]
+            for numbers, words, kind in (
+                (example.before, [f"said {before}", str(ids[example.row])], ["right"]),
+                (example.after, [f"{example.trial.attack}: says {after}", *moved], []),
+            ):
+                pieces = [exhibit.numbers(m, x, feed.processors[m]) for m, x in numbers.items()]
+                shown.append(page.card([*pieces, *(page.paragraph(text, "note") for text in words)], *kind))
+        yield page.cards(shown)
 
 
 def _examples(story: Story, feed: Feed) -> Iterator[str]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from mmkt.few_shot import parsed
 from mmkt.metrics._columns import labels, log_softmax
 from mmkt.plots import COLOURS, STYLE, panels
+from mmkt.robust_accuracy import CLEAN, METRIC, Trial
 from mmkt.robustness import JOINT, Condition
 from mmkt.score import labelled
 from mmkt.subsets import NONE
@@ -120,6 +121,34 @@ def corruptions(
                 axes.legend(frameon=False, fontsize=6.5)
             grid[names[0]].set_ylabel(metric)
         yield f"{task}: {metric} under corruption", figure
+
+
+def attacks(rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
+    """Of every task accuracy along ε, a line a surface; nearly everything is allowed at the end."""
+    for task in dict.fromkeys(row.task for row in rows):
+        own = [(Trial.of(row.condition), row) for row in rows if (row.task, row.metric) == (task, METRIC)]
+        clean = next(row for _, row in own if row.condition == CLEAN)
+        lines = dict.fromkeys(t[:2] for t, _ in own if t.factor != 1)
+        if not lines:
+            continue
+        factors = sorted({t.factor for t, _ in own})
+        places = {0.0: 0, **{factor: k for k, factor in enumerate(factors, 1)}}
+        with mpl.rc_context(STYLE):
+            figure = Figure(figsize=(5.5, 3.2))
+            axes = figure.subplots()
+            for k, line in enumerate(lines):
+                points = sorted([(0.0, clean), *((t.factor, row) for t, row in own if t[:2] == line)], key=lambda point: point[0])
+                x, colour = [places[factor] for factor, _ in points], COLOURS[k % len(COLOURS)]
+                axes.plot(x, [row.value for _, row in points], "o-", markersize=3, color=colour, label=line[0])
+                axes.fill_between(x, [row.low for _, row in points], [row.high for _, row in points], color=colour, alpha=0.15)
+            words = {0.0: "none", math.inf: "all"}
+            axes.set_xticks(list(places.values()), [words.get(factor, f"{factor:g} ε") for factor in places])
+            axes.set_ylim(0, 1)
+            axes.set_xlabel("what the attacker may do")
+            axes.set_ylabel(METRIC)
+            axes.grid(alpha=0.3)
+            axes.legend(frameon=False, fontsize=7)
+        yield f"{task}: {METRIC} along ε ({next(iter(lines))[1]})", figure
 
 
 def confidence(predictions: Predictions) -> Iterator[tuple[str, Figure]]:

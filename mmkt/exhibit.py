@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import soundfile
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -36,6 +37,16 @@ def row(feed: Feed, number: int, modalities: Collection[str]) -> list[str]:
         item = load(items_of(cell, processor)[0], processor, feed.manifest.root, feed.limits)
         found.append(_piece(m, item, processor))
     return found
+
+
+def numbers(m: str, x: Tensor, processor: Processor) -> str:
+    """An item's raw numbers: pixels (C, H, W) in [0, 1], a waveform (T,); of embeddings how many there are."""
+    if processor.kind == "image":
+        levels = (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        return _piece(m, Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels), processor)
+    if processor.kind == "audio":
+        return _piece(m, x.flatten(), processor)
+    return _piece(m, x, processor)
 
 
 def _piece(m: str, item: Any, processor: Processor) -> str:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from mmkt.config import FORMAT, Section
 from mmkt.parts import ConfigError, PartOf
+from mmkt.threat import Threat
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 Tracker = Literal["tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"]
@@ -212,6 +213,33 @@ class Train(Section):
     """Steps whose operations are written to the run's ``profile/``: where does the time go?"""
 
 
+class Attacked(Section):
+    """How answers hold against attacks."""
+
+    task: Name | None = None
+    """Whose classifier is attacked; by default the first."""
+    rows: Count | None = 500
+    """Of the split's labelled rows, drawn by ``seed``; null for all."""
+    threats: dict[Name, Threat] = {}
+    """Modality → how far it may be moved; by default every modality that has raw numbers, as is usual for its kind."""
+    joint: bool = True
+    """All of them at once too, where there are several."""
+    attacks: dict[Name, Annotated[dict, PartOf("attacks")]] = {
+        "fgsm": {"name": "fgsm"},
+        "pgd": {"name": "pgd", "steps": 20},
+        "apgd_ce": {"name": "apgd", "steps": 30},
+        "apgd_dlr": {"name": "apgd", "steps": 30, "loss": "dlr"},
+        "square": {"name": "square", "queries": 100},
+    }
+    """By the name that the report gives them; the worst case by row is over those that keep to the threat's ε."""
+    curve: list[float] = [0.5, 1.0, 2.0]
+    """Factors on ε that accuracy is drawn along, with nearly everything allowed at the end; [] for none."""
+    along: Name = "pgd"
+    """The attack that it is drawn with."""
+    examples: Annotated[int, Field(ge=0)] = 4
+    """Rows that an attack turned, of each modality, that the page shows."""
+
+
 class Evaluate(Section):
     """Figures."""
 
@@ -237,6 +265,8 @@ class Evaluate(Section):
     """Labelled rows a class that few-shot classifiers are given, such as [1, 2, 4, 8, 16]; drawn from ``data.train``."""
     episodes: Annotated[int, Field(ge=2)] = 100
     """Draws of few shots."""
+    robustness: Attacked | None = None
+    """Attacks, by ``mmkt evaluate``; ``--robustness`` asks for the usual ones."""
     page: bool = True
     """A report to look at beside the files (report.html), by ``mmkt evaluate``."""
     label: str | None = None

@@ -480,6 +480,7 @@ class Attack(ABC):
     """A search for inputs on which a model is wrong. A constructor takes ``(self, *, settings…)``."""
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")  # of the threats that it can keep to
+    bounds: ClassVar[bool] = False  # moves within bounds alone, so that it takes modalities that have some
     gradients: ClassVar[bool] = True  # False: a black box, which sees answers alone
     keeps: ClassVar[bool] = True  # to the threat's ε; False: what it may do is said by its own settings
 

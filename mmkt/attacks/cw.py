@@ -13,7 +13,7 @@ from mmkt.types import Attack
 from mmkt.victim import Points, Victim
 
 INSIDE = 1 - 1e-6  # tanh reaches no bound: what lies on one starts a millionth inside it, else it could never move
-PROGRESS, LOOKS = (
+PROGRESS, LOOKS, PATIENCE = 0.9999, 10, 2  # a row is done when at two of ten looks its loss was not lower by a ten-thousandth
     0.9999,
     10,
 )  # a row is done after a tenth of the steps that lowered its loss by less than a ten-thousandth
@@ -59,7 +59,7 @@ class Cw(Attack):
             reached = torch.zeros_like(low, dtype=torch.bool)
             w = {m: _inverse(ball).requires_grad_() for m, ball in victim.balls.items()}
             adam = torch.optim.Adam(list(w.values()), lr=self.lr)
-            resting, last = torch.zeros_like(reached), torch.full_like(least, torch.inf)
+            stuck, lowest = torch.zeros_like(low), torch.full_like(low, torch.inf)  # looks without progress, the loss before
             for step in range(self.steps):
                 with torch.enable_grad():
                     points = {m: _point(ball, w[m]) for m, ball in victim.balls.items()}
@@ -69,15 +69,15 @@ class Cw(Attack):
                     losses = far + c * short
                     gradients = torch.autograd.grad(losses.sum(), list(w.values()), allow_unused=True)
                 victim.passes["backward"] += 1
-                there = victim.goal.reached(logits) & (short <= 0) & ~resting
+                there = victim.goal.reached(logits) & (short <= 0) & (stuck < PATIENCE)
                 nearer = there & (far.detach() < least)
                 reached |= there
                 found = victim.choose(nearer, {m: x.detach() for m, x in points.items()}, found)
                 least = torch.where(nearer, far.detach(), least)
                 if step % -(-self.steps // LOOKS) == 0:
-                    resting |= ~(losses.detach() <= PROGRESS * last)
-                    last = torch.where(resting, last, losses.detach())
-                    if bool(resting.all()):
+                    stuck += ~(losses.detach() <= PROGRESS * lowest) & (stuck < PATIENCE)
+                    lowest = torch.minimum(lowest, losses.detach())
+                    if bool((stuck >= PATIENCE).all()):
                         break
                 for x, gradient in zip(w.values(), gradients, strict=True):
                     x.grad = gradient

@@ -25,6 +25,7 @@ class Patch(Attack):
     """
 
     keeps = False
+    bounds = True
 
     def __init__(
         self,
