@@ -14,9 +14,6 @@ from mmkt.victim import Points, Victim
 
 INSIDE = 1 - 1e-6  # tanh reaches no bound: what lies on one starts a millionth inside it, else it could never move
 PROGRESS, LOOKS, PATIENCE = 0.9999, 10, 2  # a row is done when at two of ten looks its loss was not lower by a ten-thousandth
-    0.9999,
-    10,
-)  # a row is done after a tenth of the steps that lowered its loss by less than a ten-thousandth
 
 
 class Cw(Attack):
