@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mmkt.model import Model
 from mmkt.parts import ConfigError, nearest
 from mmkt.threat import Threat
 from mmkt.types import Batch, Encoded, Encoder, Moves
+
+if TYPE_CHECKING:
+    from mmkt.model import Model
 
 RAW = {"image": "pixels", "audio": "waveform", "text": "input_ids", "features": "vectors"}  # an encoder's kind → its raw numbers
 

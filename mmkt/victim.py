@@ -223,13 +223,12 @@ class Victim:
         other.batch = rows_of(self.batch, rows, self.modalities)
         other.goal = Goal(*(None if x is None else x[rows] for x in self.goal))  # type: ignore[arg-type]
         other.rest = {m: Encoded(*(x[rows] for x in encoded)) for m, encoded in self.rest.items()}
-        other.rows, other.keys = {}, {}
+        other.rows, other.keys, other.came = {}, {}, found
         for m, x in points.items():
             own = places(self.batch.inputs[m]["items"], rows)  # type: ignore[call-overload]
             found[m] = x[own] if isinstance(x, Tensor) else [x[k] for k in own.tolist()]
             other.rows[m], _ = owners(other.batch.inputs[m]["items"], len(own))  # type: ignore[call-overload]
             other.keys[m] = tuple(self.keys[m][k] for k in own.tolist())
-        other.came = found
         return other, found
 
 
@@ -240,7 +239,6 @@ class Worst:
         self.victim = victim
         self.points: dict[str, Any] = victim.clean
         self.margin = victim.goal.loss("margin", victim.logits(victim.clean))  # (B,)
-
 
     def offer(self, points: Symbols, logits: Tensor) -> Tensor:
         """Keep what is worse than before; returns the margins, (B,), above zero where the attacker has what he wants."""

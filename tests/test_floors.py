@@ -12,8 +12,10 @@ FLOORS = [
     ["types", "parts", "distributed", "doctor", "workshop", "generators", "modes"],
     ["config", "catalogue", "launcher", "arguments"],
     ["experiment", "schema", "pretrained", "checkpoint", "threat"],
-    ["layers", "push", "kept", "ball", "goal"],
+    ["layers", "push", "kept", "ball", "goal", "raw"],
     ["victim"],
+    ["queries"],
+    ["substitution"],
     [
         "study",
         "search_file",
@@ -49,6 +51,7 @@ FLOORS = [
         "copies",
         "peaks",
         "probes",
+        "texts",
         "profiling",
     ],
     [

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mmkt.data.sampling import seed_of
+from mmkt.generators import seed_of
 from mmkt.layers.letters import alike, beside, homophones
 from mmkt.layers.words import is_han, split
 from mmkt.substitution import Edit, Word, substituted
