@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from mmkt import attacked, distributed, prompts, robustness, subsets
+from mmkt import distributed, prompts, robustness, siege, subsets
 from mmkt.data.columns import codes, some, strings
 from mmkt.data.manifest import Manifest
 from mmkt.data.rows import Change
@@ -30,7 +30,7 @@ class Plan(NamedTuple):
     column: str = ""  # of the classes that zero- and few-shot tell apart
     pool: np.ndarray | None = None  # rows that few-shot draws from
     validation: np.ndarray | None = None  # and chooses settings on
-    siege: attacked.Siege | None = None
+    siege: siege.Siege | None = None
 
     @property
     def vectors(self) -> bool:
@@ -68,7 +68,7 @@ def plan(model: Model, feed: Feed, rows: np.ndarray, config: Experiment, parts: 
         subsets=subsets.power_set(names) if lattice else (),
         passes=robustness.plan(kinds, settings.corruptions, settings.severities, parts) if settings.corruptions else (),
         items=_items(feed, rows, settings.item) if near else None,
-        siege=attacked.plan(model, feed, rows, settings.robustness, config.seed, parts) if settings.robustness else None,
+        siege=siege.plan(model, feed, rows, settings.robustness, config.seed, parts) if settings.robustness else None,
     )
     return _with_classes(found, model, feed, rows, config) if settings.prompts or settings.shots else found
 

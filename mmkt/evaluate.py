@@ -28,6 +28,7 @@ from mmkt.predictions import judges, predict, predict_changed, predict_subsets
 from mmkt.preparation import open_manifest
 from mmkt.robustness import Condition
 from mmkt.score import About, score
+from mmkt.siege import trials
 from mmkt.stored import CORRUPTED, save, together
 from mmkt.types import Predictions, Row
 
@@ -178,12 +179,11 @@ def _answers(model: Model, feed: Feed, rows: np.ndarray, asked: Plan, accelerato
 
 def _attacked(model: Model, feed: Feed, asked: Plan, accelerator: Accelerator, bar: Progress) -> attacked.Found:
     """Every attack that was planned; in full precision, as a gradient's sign is of its last digits."""
-    siege = asked.siege
-    if siege is None:
+    if asked.siege is None:
         return attacked.Found()
-    ways = sum(1 for _ in attacked.trials(siege, model))
-    task = bar.add_task(f"{ways} attacks", total=ways * len(siege.rows) // distributed.world_size())
-    return attacked.lay(model, feed, siege, accelerator.device, partial(bar.advance, task))
+    ways, count = sum(1 for _ in trials(asked.siege, model)), len(asked.siege.rows)
+    task = bar.add_task(f"{ways} attacks", total=ways * count // distributed.world_size())
+    return attacked.lay(model, feed, asked.siege, accelerator.device, partial(bar.advance, task))
 
 
 def list_bad_rows(bad: Sequence[Unreadable], file: Path) -> None:

@@ -126,13 +126,16 @@ def _turned(story: Story, feed: Feed) -> Iterator[str]:
         shown = []
         for example in [x for x in story.turned if x.trial.surface == surface][: siege.examples]:
             before, after = (classes[k] for k in example.said)
-            threats = siege.surfaces[surface]
+            threats = siege.surfaces[surface].threats
             moved = [f"{m}: moved by {far:.3g} ({threats[m]} allowed)" for m, far in example.far.items()]
             for numbers, words, kind in (
                 (example.before, [f"said {before}", str(ids[example.row])], ["right"]),
                 (example.after, [f"{example.trial.attack}: says {after}", *moved], []),
             ):
-                pieces = [exhibit.numbers(m, x, feed.processors[m]) for m, x in numbers.items()]
+                pieces = [
+                    page.paragraph(x) if isinstance(x, str) else exhibit.numbers(m, x, feed.processors[m])
+                    for m, x in numbers.items()
+                ]
                 shown.append(page.card([*pieces, *(page.paragraph(text, "note") for text in words)], *kind))
         yield page.cards(shown)
 

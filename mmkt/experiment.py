@@ -230,6 +230,9 @@ class Attacked(Section):
         "apgd_ce": {"name": "apgd", "steps": 30},
         "apgd_dlr": {"name": "apgd", "steps": 30, "loss": "dlr"},
         "square": {"name": "square", "queries": 100},
+        "hotflip": {"name": "hotflip"},
+        "characters": {"name": "characters"},
+        "absent": {"name": "absent"},
     }
     """By the name that the report gives them; the worst case by row is over those that keep to the threat's ε."""
     curve: list[float] = [0.5, 1.0, 2.0]

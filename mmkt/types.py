@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mmkt.learner import Learner
     from mmkt.model import Model
     from mmkt.victim import Victim
+
+Moves = Literal["numbers", "tokens", "texts", "presence"]
 
 
 class Encoded(NamedTuple):
@@ -477,16 +479,22 @@ class Corruption(ABC):
 
 
 class Attack(ABC):
-    """A search for inputs on which a model is wrong. A constructor takes ``(self, *, settings…)``."""
+    """A search for inputs on which a model is wrong. A constructor takes ``(self, *, settings…)``.
 
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")  # of the threats that it can keep to
+    What it moves says what its points are, by modality: ``numbers``, a float tensor (N, …), raw numbers within a threat's norm;
+    ``tokens``, a long tensor (N, L), ids; ``texts``, a list of N strings; ``presence``, a bool tensor (B,), which rows keep the
+    modality. All but numbers are limited by a count in the attack's own settings, a budget of edits that no ε is compared with.
+    """
+
+    moves: ClassVar[Moves] = "numbers"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")  # of the threats that it can keep to; none where no numbers move
     bounds: ClassVar[bool] = False  # moves within bounds alone, so that it takes modalities that have some
     gradients: ClassVar[bool] = True  # False: a black box, which sees answers alone
     keeps: ClassVar[bool] = True  # to the threat's ε; False: what it may do is said by its own settings
 
     @abstractmethod
-    def __call__(self, victim: Victim) -> dict[str, Tensor]:
-        """The worst raw numbers found, by modality, N items each; as they came where nothing worse was found.
+    def __call__(self, victim: Victim) -> Mapping[str, Tensor | list[str]]:
+        """The worst points found, by modality; as they came where nothing worse was found.
 
         What is random is drawn by the victim's seed and each row's place in the manifest, so that a row's answer does not depend
         on the others of its batch.

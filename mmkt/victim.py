@@ -1,11 +1,12 @@
-"""A task's answers as a function of some modalities' raw numbers, all else of a batch fixed: what an attack attacks."""
+"""A task's answers as a function of some modalities' raw inputs, all else of a batch fixed: what an attack attacks."""
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,15 +14,16 @@ from torch import Tensor
 from mmkt.ball import Ball
 from mmkt.goal import Goal, Loss
 from mmkt.modes import evaluating
-from mmkt.parts import ConfigError, nearest
+from mmkt.parts import ConfigError
+from mmkt.raw import RAW, free, owners, places, refuse, replaced, rows_of, without
 from mmkt.threat import Threat
-from mmkt.types import Batch, Encoded
+from mmkt.types import Batch, Encoded, Moves
 
 if TYPE_CHECKING:
     from mmkt.model import Model
 
-RAW = {"image": "pixels", "audio": "waveform", "text": "input_ids", "features": "vectors"}  # an encoder's kind → its raw numbers
 Points = dict[str, Tensor]  # by modality, raw numbers of its N items
+Symbols = Mapping[str, Tensor | list[str]]  # or whatever else an attack moves: see ``types.Attack``
 
 
 class Slope(NamedTuple):
@@ -41,12 +43,14 @@ class Victim:
         model: on the batch's device.
         batch: its rows; those without a label, or without any of the modalities, cannot be attacked and stay as they are.
         task: of a head ``classify``.
-        threats: by modality, what may be done to it; all of them at once.
+        threats: by modality, what may be done to it; all of them at once. None where an attack's own settings say it.
         targets: (B,) classes that the attacker wants to be said; None: any but the label.
         seed: of random starts, which are drawn by (seed, place in the manifest, modality, item).
+        moves: what the attack changes, its ``moves``.
+        texts: where texts are changed, by modality, those of its N items (``texts.texts_of`` reads them).
 
     Raises:
-        ConfigError: a modality that the model has not, or that has no raw numbers here; a task without classes.
+        ConfigError: a modality that the model has not, or that has nothing of what moves; a task without classes.
     """
 
     def __init__(
@@ -54,44 +58,56 @@ class Victim:
         model: Model,
         batch: Batch,
         task: str,
-        threats: Mapping[str, Threat],
+        threats: Mapping[str, Threat | None],
         *,
         targets: Tensor | None = None,
         seed: int = 0,
+        moves: Moves = "numbers",
+        texts: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ):
-        refuse(model, task, threats)
-        self.model, self.batch, self.task, self.seed = model, batch, task, seed
+        refuse(model, task, threats, moves)
+        self.model, self.batch, self.task, self.seed, self.moves = model, batch, task, seed, moves
         self.modalities = tuple(m for m in model.modalities if m in threats and m in batch.inputs)
         self.goal = Goal(batch.labels[task], batch.labelled[task], targets)
         self.rows: dict[str, Tensor] = {}  # by modality, the row that each item is of, (N,)
-        self.balls: dict[str, Ball] = {}
+        self.keys: dict[str, tuple[tuple[int, ...], ...]] = {}  # of each item: what its random numbers are drawn by
+        self.balls: dict[str, Ball] = {}  # of numbers
+        self.came: dict[str, Tensor | list[str]] = {}  # the points as they came
         self.passes: Counter[str] = Counter()  # "forward" and "backward", made so far
         with evaluating(model), torch.no_grad():
             for m in self.modalities:
-                self._look_at(m, threats[m])
+                if moves == "presence":
+                    self.came[m] = batch.present[m]
+                else:
+                    self._look_at(m, threats[m], texts)
             self.rest = model.encode(batch, [m for m in model.modalities if m not in self.modalities])
 
-    def _look_at(self, m: str, threat: Threat) -> None:
+    def _look_at(self, m: str, threat: Threat | None, texts: Mapping[str, Sequence[str]]) -> None:
         inputs, encoder = self.batch.inputs[m], self.model.encoders[m]
         if isinstance(inputs, Encoded):
-            words = f"{m} comes as cached features, so that nothing reaches its raw numbers: leave out data.features"
+            words = f"{m} comes as cached features, so that nothing reaches its raw {self.moves}: leave out data.features"
             raise ConfigError([("data.features", words)])
-        items, raw = inputs["items"], inputs[RAW[encoder.kind]]
-        place = items.clamp(min=0).flatten()
-        row = torch.zeros(len(raw), dtype=torch.long, device=raw.device)
-        where = torch.arange(len(items), device=raw.device)[:, None].expand_as(items).flatten()
-        there = items.flatten() >= 0
-        row[place[there]] = where[there]
-        self.rows[m] = row
-        order = torch.zeros(len(raw), dtype=torch.long, device=raw.device)
-        nth = torch.arange(items.shape[1], device=raw.device).expand_as(items).flatten()
-        order[place[there]] = nth[there]
-        numbers = self.batch.row[row].tolist()
-        name = self.model.modalities.index(m)
-        keys = tuple((number, name, k) for number, k in zip(numbers, order.tolist(), strict=True))
-        free = _free(encoder.kind, inputs)
-        centre = encoder.embed(raw) if encoder.kind == "text" else raw
-        self.balls[m] = Ball.of(centre.detach(), threat, encoder.bounds, free, keys)
+        raw = inputs[RAW[encoder.kind]]
+        self.rows[m], order = owners(inputs["items"], len(raw))
+        numbers, name = self.batch.row[self.rows[m]].tolist(), self.model.modalities.index(m)
+        self.keys[m] = tuple((number, name, k) for number, k in zip(numbers, order.tolist(), strict=True))
+        if self.moves == "tokens":
+            self.came[m] = raw
+        elif self.moves == "texts":
+            self.came[m] = self._strings(m, texts.get(m), len(raw))
+        else:
+            assert threat is not None, "refused"
+            centre = encoder.embed(raw) if encoder.kind == "text" else raw
+            self.balls[m] = Ball.of(centre.detach(), threat, encoder.bounds, free(encoder.kind, inputs), self.keys[m])
+            self.came[m] = self.balls[m].centre
+
+    def _strings(self, m: str, texts: Sequence[str] | None, count: int) -> list[str]:
+        """The texts of a modality, checked against the batch."""
+        if texts is None or len(texts) != count or not all(isinstance(text, str) for text in texts):
+            found = "none" if texts is None else f"{len(texts)}, or others than single strings"
+            words = f"an attack of texts needs the strings of the batch's {count} items, found {found}"
+            raise ConfigError([(f"texts.{m}", f"{words}: texts_of(feed, batch, modalities) reads them")])
+        return list(texts)
 
     @property
     def attackable(self) -> Tensor:
@@ -102,36 +118,45 @@ class Victim:
         return found & self.goal.known
 
     @property
-    def clean(self) -> Points:
+    def clean(self) -> dict[str, Any]:
         """As they came."""
-        return {m: ball.centre for m, ball in self.balls.items()}
+        return dict(self.came)
 
     def anywhere(self, draw: int) -> Points:
         """Random places within the threats."""
         return {m: ball.anywhere(self.seed, draw) for m, ball in self.balls.items()}
 
-    def put(self, points: Mapping[str, Tensor]) -> Batch:
-        """The batch with other raw numbers."""
-        inputs = dict(self.batch.inputs)
+    def put(self, points: Symbols) -> Batch:
+        """The batch with other raw numbers, ids or texts, or with modalities that rows no longer have."""
+        inputs, present = dict(self.batch.inputs), dict(self.batch.present)
         for m, x in points.items():
-            own: dict[str, Tensor] = dict(inputs[m])  # type: ignore[arg-type]
-            if self.model.encoders[m].kind == "text":
-                del own["input_ids"]
-                own["inputs_embeds"] = x
+            own = inputs[m]
+            if isinstance(x, Tensor) and x.dtype == torch.bool:
+                inputs[m], present[m] = without(own, x), present[m] & x
+            elif len(x):  # no row that is asked about has any
+                assert not isinstance(own, Encoded), "refused"
+                inputs[m] = replaced(self.model.encoders[m], own, x)
             else:
-                own[RAW[self.model.encoders[m].kind]] = x
-            inputs[m] = own
-        return self.batch._replace(inputs=inputs)
+                del inputs[m]
+        return self.batch._replace(inputs=inputs, present=present)
 
-    def answers(self, points: Mapping[str, Tensor]) -> Tensor:
-        """The task's logits, (B, C), with a graph where one is asked for."""
+    def encoded(self, points: Symbols) -> dict[str, Encoded]:
+        """Every modality, in its encoder's width."""
+        with evaluating(self.model):
+            return self.rest | self.model.encode(self.put(points), self.modalities)
+
+    def fused(self, encoded: Mapping[str, Encoded]) -> Tensor:
+        """The task's logits, (B, C)."""
         self.passes["forward"] += 1
         with evaluating(self.model):
-            encoded = self.rest | self.model.encode(self.put(points), self.modalities)
             logits = self.model.fuse(encoded).logits[self.task]
             return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def logits(self, points: Mapping[str, Tensor]) -> Tensor:
+    def answers(self, points: Symbols) -> Tensor:
+        """The task's logits, (B, C), with a graph where one is asked for."""
+        return self.fused(self.encoded(points))
+
+    def logits(self, points: Symbols) -> Tensor:
         """(B, C), without a gradient."""
         with torch.no_grad():
             return self.answers(points)
@@ -164,7 +189,7 @@ class Victim:
     def within(self, balls: Mapping[str, Ball]) -> Victim:
         """The same, with other limits around the same items."""
         other = copy.copy(self)
-        other.balls = dict(balls)
+        other.balls, other.came = dict(balls), {m: ball.centre for m, ball in balls.items()}
         return other
 
     def along(self, m: str) -> tuple[int, ...]:
@@ -175,56 +200,51 @@ class Victim:
         """What is said of rows, (B,), of their items, (N, 1, …)."""
         return x[self.rows[m]].view(-1, *[1] * (self.balls[m].centre.ndim - 1))
 
-    def choose(self, rows: Tensor, ours: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Points:
+    def choose(self, rows: Tensor, ours: Symbols, others: Symbols) -> dict[str, Any]:
         """Points of some rows (B,) bool, and others' for all else."""
-        return {m: torch.where(self.by_item(m, rows), ours[m], others[m]) for m in others}
+        return {m: self._choose(m, rows, ours[m], others[m]) for m in others}
 
+    def _choose(self, m: str, rows: Tensor, ours: Tensor | list[str], others: Tensor | list[str]) -> Tensor | list[str]:
+        if self.moves == "presence":
+            return torch.where(rows, ours, others)  # type: ignore[arg-type]
+        mine = rows[self.rows[m]]
+        if isinstance(ours, Tensor):
+            return torch.where(mine.view(-1, *[1] * (ours.ndim - 1)), ours, others)  # type: ignore[arg-type]
+        return [a if own else b for own, a, b in zip(mine.tolist(), ours, others, strict=True)]
 
-def _free(kind: str, inputs: Mapping[str, Tensor]) -> Tensor | None:
-    """What of an item may move: not what it is padded with."""
-    if kind == "audio":
-        raw, lengths = inputs["waveform"], inputs["lengths"]
-        return torch.arange(raw.shape[-1], device=raw.device) < lengths[..., None]
-    if kind == "text":
-        return inputs["attention_mask"].bool()[..., None]
-    return inputs["mask"][..., None] if kind == "features" else None
+    def again(self, rows: Tensor, points: Symbols) -> tuple[Victim, dict[str, Any]]:
+        """The same for some of its rows, any row as often as wanted, and their points: to ask about many changes at once.
+
+        Args:
+            rows: (Q,) places in the batch.
+            points: ids or texts of the whole batch; a row's items come one after the other, as ``raw.places`` says.
+        """
+        other, found = copy.copy(self), dict[str, Any]()
+        other.batch = rows_of(self.batch, rows, self.modalities)
+        other.goal = Goal(*(None if x is None else x[rows] for x in self.goal))  # type: ignore[arg-type]
+        other.rest = {m: Encoded(*(x[rows] for x in encoded)) for m, encoded in self.rest.items()}
+        other.rows, other.keys, other.came = {}, {}, found
+        for m, x in points.items():
+            own = places(self.batch.inputs[m]["items"], rows)  # type: ignore[call-overload]
+            found[m] = x[own] if isinstance(x, Tensor) else [x[k] for k in own.tolist()]
+            other.rows[m], _ = owners(other.batch.inputs[m]["items"], len(own))  # type: ignore[call-overload]
+            other.keys[m] = tuple(self.keys[m][k] for k in own.tolist())
+        return other, found
 
 
 class Worst:
     """The points of the largest margin that were found so far, by row; the first are those that came (a forward)."""
 
     def __init__(self, victim: Victim):
-        self.victim, self.points = victim, victim.clean
+        self.victim = victim
+        self.points: dict[str, Any] = victim.clean
         self.margin = victim.goal.loss("margin", victim.logits(victim.clean))  # (B,)
 
-    def offer(self, points: Mapping[str, Tensor], logits: Tensor) -> Tensor:
+    def offer(self, points: Symbols, logits: Tensor) -> Tensor:
         """Keep what is worse than before; returns the margins, (B,), above zero where the attacker has what he wants."""
         margin = self.victim.goal.loss("margin", logits)
         better = margin > self.margin
-        self.points = self.victim.choose(better, {m: x.detach() for m, x in points.items()}, self.points)
+        kept = {m: x.detach() if isinstance(x, Tensor) else x for m, x in points.items()}
+        self.points = self.victim.choose(better, kept, self.points)
         self.margin = torch.where(better, margin, self.margin)
         return margin
-
-
-def refuse(model: Model, task: str, threats: Mapping[str, Threat]) -> None:
-    """Refuse what cannot be attacked.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    if task not in model.heads:
-        raise ConfigError([("task", f"there is no task {task!r}{nearest(task, model.heads)}; allowed: {', '.join(model.heads)}")])
-    if "classes" not in model.heads[task].vocabulary:
-        kind = type(model.heads[task]).__name__.lower()
-        raise ConfigError([("task", f"{task} has a head {kind}, and attacks make a classifier say another class: name one")])
-    for m, threat in threats.items():
-        if m not in model.encoders:
-            words = f"there is no modality {m!r}{nearest(m, model.encoders)}; the model has {', '.join(model.encoders)}"
-            raise ConfigError([(f"threats.{m}", words)])
-        kind = model.encoders[m].kind
-        if kind not in RAW:
-            raise ConfigError([(f"threats.{m}", f"an encoder of {kind} has no raw numbers that may move: leave it out")])
-        if kind == "text" and not hasattr(model.encoders[m], "embed"):
-            name = type(model.encoders[m]).__name__
-            raise ConfigError([(f"threats.{m}", f"{name} has no token embeddings to move: attack its words, or leave it out")])
-        threat.refuse(f"threats.{m}")

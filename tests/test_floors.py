@@ -13,8 +13,10 @@ FLOORS = [
     ["config", "catalogue", "launcher", "arguments"],
     ["threat"],
     ["experiment", "schema", "pretrained", "checkpoint"],
-    ["layers", "push", "kept", "ball", "goal"],
+    ["layers", "push", "kept", "ball", "goal", "raw"],
     ["victim"],
+    ["queries"],
+    ["substitution"],
     [
         "study",
         "search_file",
@@ -63,6 +65,7 @@ FLOORS = [
         "copies",
         "peaks",
         "probes",
+        "texts",
         "profiling",
     ],
     [

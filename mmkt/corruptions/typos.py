@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
+from mmkt.layers.letters import beside
 from mmkt.types import Corruption
 
-ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 NEAR = 3  # code points
 
 
@@ -25,12 +25,9 @@ class Typos(Corruption):
 
 
 def _other(letter: str) -> str:
-    for number, row in enumerate(ROWS):
-        place = row.find(letter.lower())
-        if place >= 0:
-            beside = row[max(0, place - 1) : place] + row[place + 1 : place + 2]
-            beside += "".join(ROWS[other][place : place + 1] for other in (number - 1, number + 1) if 0 <= other < len(ROWS))
-            wrong = random.choice(beside)
-            return wrong.upper() if letter.isupper() else wrong
+    keys = beside(letter.lower())
+    if keys:
+        wrong = random.choice(keys)
+        return wrong.upper() if letter.isupper() else wrong
     near = [chr(ord(letter) + step) for step in range(-NEAR, NEAR + 1) if step and 0 < ord(letter) + step <= 0x10FFFF]
     return random.choice([c for c in near if c.isalpha() and c.isupper() == letter.isupper()] or [letter])
