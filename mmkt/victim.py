@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -20,6 +20,11 @@ from mmkt.types import Batch, Encoded
 
 RAW = {"image": "pixels", "audio": "waveform", "text": "input_ids", "features": "vectors"}  # an encoder's kind → its raw numbers
 Points = dict[str, Tensor]  # by modality, raw numbers of its N items
+
+
+def precise(logits: Tensor) -> Tensor:
+    """In float32, or as they are where that is more."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class Slope(NamedTuple):
@@ -126,19 +131,24 @@ class Victim:
         self.passes["forward"] += 1
         with evaluating(self.model):
             encoded = self.rest | self.model.encode(self.put(points), self.modalities)
-            return self.model.fuse(encoded).logits[self.task].float()
+            return precise(self.model.fuse(encoded).logits[self.task])
 
     def logits(self, points: Mapping[str, Tensor]) -> Tensor:
         """(B, C), without a gradient."""
         with torch.no_grad():
             return self.answers(points)
 
-    def slope(self, points: Mapping[str, Tensor], loss: Loss) -> Slope:
-        """A loss (a larger one is a worse answer), and its gradient by the raw numbers of each row's items alone."""
+    def slope(self, points: Mapping[str, Tensor], loss: Loss | Callable[[Tensor], Tensor]) -> Slope:
+        """A loss (a larger one is a worse answer), and its gradient by the raw numbers of each row's items alone.
+
+        Args:
+            points: where.
+            loss: one of the goal's, or any of logits (B, C), by row (B,).
+        """
         leaves = {m: x.detach().requires_grad_() for m, x in points.items()}
         with torch.enable_grad():
             logits = self.answers(leaves)
-            losses = self.goal.loss(loss, logits)
+            losses = loss(logits) if callable(loss) else self.goal.loss(loss, logits)
             found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
         self.passes["backward"] += 1
         gradients = {m: torch.zeros_like(x) if g is None else g for (m, x), g in zip(leaves.items(), found, strict=True)}
