@@ -94,10 +94,9 @@ class _Part(NamedTuple):
 
     def among(self, whole: _Part, rows: Tensor) -> _Part:
         """This of some rows, in the place of theirs."""
-        far = {
-            m: torch.zeros(len(whole.right), dtype=x.dtype, device=x.device).index_put((rows,), x) for m, x in self.far.items()
-        }
-        return _Part(*(w.index_put((rows,), x) for w, x in ((whole.right, self.right), (whole.said, self.said))), far)
+        still = {m: x.new_zeros(len(whole.right)) for m, x in self.far.items()}
+        far = {m: still[m].index_put((rows,), x) for m, x in self.far.items()}
+        return _Part(whole.right.index_put((rows,), self.right), whole.said.index_put((rows,), self.said), far)
 
 
 def _tried(victim: Victim, points: Symbols, trial: Trial, keeps: bool) -> tuple[_Part, Example | None]:

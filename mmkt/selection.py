@@ -55,7 +55,7 @@ class Measured(NamedTuple):
     name: str
     value: float
     higher: bool  # … is better
-    probed: dict[str, float]  # beside it, on rank 0: see ``probes``
+    probed: dict[str, float]  # beside it, on rank 0: see ``probes``, and what objectives watch
 
 
 def measured(learner: Learner, feed: Feed, rows: np.ndarray, accelerator: Accelerator, train: Train) -> Measured:
@@ -73,10 +73,15 @@ def measured(learner: Learner, feed: Feed, rows: np.ndarray, accelerator: Accele
     """
     model, device, autocast = learner.model, accelerator.device, accelerator.autocast
     judge = judge_of(model, train.select)
+    watched = {
+        f"{figure}/{name}": value
+        for name, objective in learner.parts()
+        for figure, value in objective.watched(learner, feed, rows).items()
+    }
     if judge is None:
-        return Measured("loss", mean_loss(learner, feed, rows, device, autocast), higher=False, probed={})
+        return Measured("loss", mean_loss(learner, feed, rows, device, autocast), higher=False, probed=watched)
     wanted = train.probes and bool(probes.tasks(model))
     predictions = predict(model, feed, rows, device=device, autocast=autocast, vectors=wanted)
     probed = probes.measure(model, feed, predictions) if wanted and distributed.rank() == 0 else {}
     name = f"{judge.task}/{judge.name}"
-    return Measured(name, judged(predictions, judge), judge.metric.higher_is_better, probed)
+    return Measured(name, judged(predictions, judge), judge.metric.higher_is_better, watched | probed)

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
+    from mmkt.feed import Feed
     from mmkt.learner import Learner
     from mmkt.model import Model
     from mmkt.victim import Victim
@@ -384,6 +386,13 @@ class Objective(nn.Module, ABC):
 
     def stepped(self, learner: Learner, progress: float) -> None:
         """After a step; ``progress`` runs from 0 to 1 over the phase."""
+
+    def watched(self, learner: Learner, feed: Feed, rows: np.ndarray) -> dict[str, float]:
+        """Figures of the rows that validate (their numbers), which every evaluation logs as ``FIGURE/NAME``.
+
+        All processes take part, and have the same; what is remembered between evaluations is buffers.
+        """
+        return {}
 
 
 class Adapter(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 Points = dict[str, Tensor]  # by modality, raw numbers of its N items
 Symbols = Mapping[str, Tensor | list[str]]  # or whatever else an attack moves: see ``types.Attack``
+
+
+def precise(logits: Tensor) -> Tensor:
+    """In float32, or as they are where that is more."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class Slope(NamedTuple):
@@ -149,8 +154,7 @@ class Victim:
         """The task's logits, (B, C)."""
         self.passes["forward"] += 1
         with evaluating(self.model):
-            logits = self.model.fuse(encoded).logits[self.task]
-            return logits.to(torch.promote_types(logits.dtype, torch.float32))
+            return precise(self.model.fuse(encoded).logits[self.task])
 
     def answers(self, points: Symbols) -> Tensor:
         """The task's logits, (B, C), with a graph where one is asked for."""
@@ -161,12 +165,17 @@ class Victim:
         with torch.no_grad():
             return self.answers(points)
 
-    def slope(self, points: Mapping[str, Tensor], loss: Loss) -> Slope:
-        """A loss (a larger one is a worse answer), and its gradient by the raw numbers of each row's items alone."""
+    def slope(self, points: Mapping[str, Tensor], loss: Loss | Callable[[Tensor], Tensor]) -> Slope:
+        """A loss (a larger one is a worse answer), and its gradient by the raw numbers of each row's items alone.
+
+        Args:
+            points: where.
+            loss: one of the goal's, or any of logits (B, C), by row (B,).
+        """
         leaves = {m: x.detach().requires_grad_() for m, x in points.items()}
         with torch.enable_grad():
             logits = self.answers(leaves)
-            losses = self.goal.loss(loss, logits)
+            losses = loss(logits) if callable(loss) else self.goal.loss(loss, logits)
             found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
         self.passes["backward"] += 1
         gradients = {m: torch.zeros_like(x) if g is None else g for (m, x), g in zip(leaves.items(), found, strict=True)}

@@ -15,7 +15,7 @@ FLOORS = [
     ["experiment", "schema", "pretrained", "checkpoint"],
     ["layers", "push", "kept", "ball", "goal", "raw"],
     ["victim"],
-    ["queries"],
+    ["queries", "adversary", "overfitting"],
     ["substitution"],
     [
         "study",
@@ -59,7 +59,7 @@ FLOORS = [
         "resume",
         "resting",
         "predictions",
-        "attacked",
+        "siege",
         "stop",
         "sharding",
         "copies",
@@ -71,6 +71,7 @@ FLOORS = [
     [
         "asked",
         "exhibit",
+        "attacked",
         "selection",
         "telemetry",
         "resources",

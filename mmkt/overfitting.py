@@ -1,0 +1,97 @@
+"""Catastrophic overfitting, watched while training goes on: what withstands one step falls to several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmkt import distributed
+from mmkt.parts import Parts
+from mmkt.threat import Threat
+from mmkt.victim import Victim
+
+if TYPE_CHECKING:
+    from mmkt.feed import Feed
+    from mmkt.learner import Learner
+
+STEPS = 10  # of PGD
+FALL = 0.5  # of the best accuracy so far
+
+
+class Overfitting(nn.Module):
+    """Accuracy of validation rows as they come, under FGSM and under PGD of ten steps, at every evaluation.
+
+    Wong et al. (2020): within an epoch a model trained on single steps may lose all of its accuracy under PGD while that under
+    FGSM stays high. It is said where the former is below half of its best so far and the latter is not. The best figures are
+    buffers, so that a resumed run says what one that was not stopped says.
+
+    Args:
+        task: of a head ``classify``.
+        threats: by modality, all of them at once.
+        count: of rows, spread evenly over those that validate; 0: nothing is measured.
+    """
+
+    best: Tensor
+
+    def __init__(self, task: str, threats: Mapping[str, Threat], count: int):
+        super().__init__()
+        self.task, self.threats, self.count = task, dict(threats), count
+        self.register_buffer("best", torch.zeros(2))  # under PGD, under FGSM
+
+    def watched(self, learner: Learner, feed: Feed, rows: np.ndarray) -> dict[str, float]:
+        """Measure, and say what is to be said; all processes take part, and have the same figures.
+
+        Args:
+            learner: on its device.
+            feed: its rows.
+            rows: numbers of those that validate.
+
+        Returns:
+            ``robust`` (PGD), ``robust fgsm`` and ``robust clean``: shares of the labelled rows that have one of the modalities
+            and are answered rightly as they come, and also when attacked; ``overfitted``, 1.0 where it is catastrophic. None of
+            them where there are no such rows.
+        """
+        if not self.count:
+            return {}
+        some = np.sort(rows)[np.unique(np.linspace(0, len(rows) - 1, min(self.count, len(rows))).round().astype(np.int64))]
+        right = torch.zeros(4, device=self.best.device)
+        for batch in feed.evaluation(some):
+            victim = Victim(learner.model, batch.to(self.best.device), self.task, self.threats)
+            if victim.modalities:
+                right += self._right(victim)
+        counts = distributed.total(right).tolist()
+        if not counts[0]:
+            return {}
+        clean, fgsm, pgd = (x / counts[0] for x in counts[1:])
+        fell = self.fell(pgd, fgsm)
+        if fell:
+            self._say(pgd, fgsm, int(counts[0]))
+        return {"robust": pgd, "robust fgsm": fgsm, "robust clean": clean, "overfitted": float(fell)}
+
+    def _right(self, victim: Victim) -> Tensor:
+        """Rows that can be attacked, and of these the right ones: as they come, under FGSM, under PGD."""
+        parts = Parts()
+        right = victim.attackable & ~victim.goal.reached(victim.logits(victim.clean))
+        found = [victim.attackable.sum(), right.sum()]
+        for attack in (parts.find("attacks", "fgsm")(), parts.find("attacks", "pgd")(steps=STEPS)):
+            found.append((right & ~victim.goal.reached(victim.logits(attack(victim)))).sum())
+        return torch.stack(found).float()
+
+    def fell(self, pgd: float, fgsm: float) -> bool:
+        """Whether these accuracies say so, after those before; they are remembered."""
+        now = torch.tensor([pgd, fgsm], device=self.best.device)
+        low = (now < FALL * self.best).tolist()
+        self.best.copy_(torch.maximum(self.best, now))
+        return low[0] and not low[1]
+
+    def _say(self, pgd: float, fgsm: float, count: int) -> None:
+        best = float(self.best[0])
+        distributed.say(
+            f"{self.task}: catastrophic overfitting: of {count} validation rows {pgd:.1%} withstand PGD of {STEPS} steps (the "
+            f"best was {best:.1%}), {fgsm:.1%} FGSM. Start from a random place (attack={{name: fgsm, start: true, size: 1.25}}), "
+            "make more steps (attack=pgd), or lower eps"
+        )
