@@ -130,9 +130,9 @@ def sheets(rows: Sequence[Row]) -> Iterator[Sheet]:
         names = list(dict.fromkeys(t.surface for t in plain))
         attacks = [a for a in dict.fromkeys(t.attack for t in plain) if a != WORST]
         clean, count = own[CLEAN], own[CLEAN].n
-        numbers = {
-            a: [report.cell(own.get(f"{name}.{a}")) if f"{name}.{a}" in own else "" for name in names] for a in (*attacks, WORST)
-        }
+        numbers = {a: [_figure(own, f"{name}.{a}") for name in names] for a in attacks}
+        if any(f"{name}.{WORST}" in own for name in names):
+            numbers[WORST] = [report.cell(own[f"{name}.{WORST}"]) if f"{name}.{WORST}" in own else "" for name in names]
         warned = [f"warning: {row.condition} ({row.value:.3f})" for row in rows if (row.task, row.metric) == (task, BROKEN)]
         title = f"{task}: {METRIC}, {report.cell(clean)} without an attack (n = {count})"
         yield report.sheet(title, {"attacked": names}, numbers, warned)
@@ -140,7 +140,7 @@ def sheets(rows: Sequence[Row]) -> Iterator[Sheet]:
         drawn = list(dict.fromkeys(t for t in known if t.factor != 1 and t.surface in names))
         lines = list(dict.fromkeys((t.surface, t.attack) for t in drawn))
         if lines:
-            columns = {f"{f:g} ε": [_point(own, Trial(*line, f)) for line in lines] for f in factors}
+            columns = {f"{f:g} ε": [_figure(own, str(Trial(*line, f))) for line in lines] for f in factors}
             yield report.sheet(f"{task}: {METRIC} along ε, by {lines[0][1]}", {"attacked": [s for s, _ in lines]}, columns)
         far = [row for row in rows if (row.task, row.metric) == (task, FAR)]
         if far:
@@ -149,5 +149,5 @@ def sheets(rows: Sequence[Row]) -> Iterator[Sheet]:
             yield report.sheet(f"{task}: how far the nearest wrong answer is", words, values)
 
 
-def _point(own: Mapping[str, Row], trial: Trial) -> str:
-    return report.number(own[str(trial)].value) if str(trial) in own else ""
+def _figure(own: Mapping[str, Row], condition: str) -> str:
+    return report.number(own[condition].value) if condition in own else ""

@@ -55,8 +55,8 @@ class Threat(Section):
 USUAL: dict[str, dict[str, Any]] = {  # by an encoder's kind
     "image": {"norm": "linf", "eps": 8 / 255},
     "audio": {"norm": "linf", "db": -30.0},
-    "text": {"norm": "l2", "db": -14.0},
+    "text": {"norm": "l2", "db": -26.0},
     "features": {"norm": "l2", "db": -20.0},
 }
 """What is attacked how far where nothing is said: pixels by 8/255 (Madry et al., 2018), samples by a thirtieth of their
-clip's peak, token embeddings by a fifth of their norm, vectors by a tenth of theirs."""
+clip's peak, token embeddings by a twentieth of their norm, vectors by a tenth of theirs."""
