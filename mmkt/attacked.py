@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -66,7 +66,7 @@ def lay(model: Model, feed: Feed, siege: Siege, device: torch.device, advance: C
         right = rows_of(batch, rows, list(batch.inputs))
         texts = texts_of(feed, right, [m for m in siege.texts if m in right.inputs]) if len(rows) else {}
         for trial, surface, attack in every:
-            shown = sum(example.trial.surface == trial.surface for example in examples)
+            shown = {example.row for example in examples if example.trial.surface == trial.surface}
             victim = None
             if len(rows) and any(m in right.inputs for m in surface.threats):
                 more: Any = {"seed": siege.seed, "moves": attack.moves, "texts": texts}
@@ -75,9 +75,9 @@ def lay(model: Model, feed: Feed, siege: Siege, device: torch.device, advance: C
                 own[trial] = clean
             else:
                 points = attack(victim)
-                part, example = _tried(victim, points, trial, attack.keeps)
+                part, example = _tried(victim, points, trial, attack.keeps, shown)
                 own[trial] = part.among(clean, rows)
-                if example is not None and trial.factor == 1 and shown < siege.examples:
+                if example is not None and trial.factor == 1 and len(shown) < siege.examples:
                     examples.append(example)
             advance(batch.size)
         found.append((batch.row.cpu().numpy(), own))
@@ -99,15 +99,15 @@ class _Part(NamedTuple):
         return _Part(whole.right.index_put((rows,), self.right), whole.said.index_put((rows,), self.said), far)
 
 
-def _tried(victim: Victim, points: Symbols, trial: Trial, keeps: bool) -> tuple[_Part, Example | None]:
-    """What is said of points, and the first row that they turned."""
+def _tried(victim: Victim, points: Symbols, trial: Trial, keeps: bool, shown: Collection[int]) -> tuple[_Part, Example | None]:
+    """What is said of points, and the first row that they turned and that was not shown yet."""
     said = victim.logits(points).argmax(1)
     right, far = said == victim.goal.labels, {}
     for m, ball in victim.balls.items():
         own = ball if keeps else ball._replace(norm="l2")
         zero = torch.zeros(len(said), dtype=ball.centre.dtype, device=ball.centre.device)
         far[m] = zero.scatter_reduce(0, victim.rows[m], own.far(points[m]), "amax")  # type: ignore[arg-type]
-    turned = (~right).nonzero().flatten().tolist()
+    turned = [k for k in (~right).nonzero().flatten().tolist() if int(victim.batch.row[k]) not in shown]
     if not turned:
         return _Part(right, said, far), None
     k = turned[0]

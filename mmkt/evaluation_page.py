@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import permutations
 from typing import NamedTuple
@@ -127,17 +128,31 @@ def _turned(story: Story, feed: Feed) -> Iterator[str]:
         for example in [x for x in story.turned if x.trial.surface == surface][: siege.examples]:
             before, after = (classes[k] for k in example.said)
             threats = siege.surfaces[surface].threats
-            moved = [f"{m}: moved by {far:.3g} ({threats[m]} allowed)" for m, far in example.far.items()]
+            moved = [_distance(m, example, str(threats[m])) for m in example.far]
             for numbers, words, kind in (
                 (example.before, [f"said {before}", str(ids[example.row])], ["right"]),
                 (example.after, [f"{example.trial.attack}: says {after}", *moved], []),
             ):
-                pieces = [
-                    page.paragraph(x) if isinstance(x, str) else exhibit.numbers(m, x, feed.processors[m])
-                    for m, x in numbers.items()
-                ]
+                pieces = [piece for m, x in numbers.items() for piece in _pieces(feed, example.row, m, x)]
                 shown.append(page.card([*pieces, *(page.paragraph(text, "note") for text in words)], *kind))
         yield page.cards(shown)
+
+
+def _pieces(feed: Feed, row: int, m: str, x: str | torch.Tensor) -> list[str]:
+    """Raw numbers, or a text; of embeddings the text that they are of."""
+    if isinstance(x, str):
+        return [page.paragraph(x)]
+    return exhibit.row(feed, row, [m]) if feed.processors[m].kind == "text" else [exhibit.numbers(m, x, feed.processors[m])]
+
+
+def _distance(m: str, example: Example, allowed: str) -> str:
+    """How far a modality was moved; of numbers also relative to their largest."""
+    before, after = example.before[m], example.after[m]
+    words = f"{m}: moved by {example.far[m]:.3g}"
+    if isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor):
+        share = float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))
+        words += f", {20 * math.log10(max(share, 1e-12)):.0f} dB"
+    return f"{words} ({allowed} allowed)"
 
 
 def _examples(story: Story, feed: Feed) -> Iterator[str]:

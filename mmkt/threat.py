@@ -49,7 +49,7 @@ class Threat(Section):
         return self.model_copy(update={"db": self.db + 20 * math.log10(factor)})
 
     def __str__(self) -> str:
-        return f"{self.norm} {self.eps:g}" if self.eps is not None else f"{self.norm} {self.db:g} dB"
+        return f"{self.norm} {self.eps:.3g}" if self.eps is not None else f"{self.norm} {self.db:.3g} dB"
 
 
 USUAL: dict[str, dict[str, Any]] = {  # by an encoder's kind
