@@ -28,6 +28,7 @@ class Clock:
     def __init__(self, own: bool = False) -> None:
         self.now = time.process_time if own else time.perf_counter
         self.marks: list[float] = []
+        self.beforehand = 0.0  # seconds a step of what was done before the first
 
     def tick(self) -> None:
         """A step is over."""
@@ -38,7 +39,7 @@ class Clock:
     def seconds(self) -> float:
         """The mean step."""
         counted = self.marks[EVERY - 1 :]
-        return (counted[-1] - counted[0]) / (len(counted) - 1)
+        return self.beforehand + (counted[-1] - counted[0]) / (len(counted) - 1)
 
 
 def say(clock: Clock, rows: int, losses: Sequence[float]) -> None:

@@ -44,6 +44,8 @@ def test_the_mean_step_leaves_out_the_steps_up_to_the_first_line_of_log():
     clock = _beside.Clock()
     clock.marks = [*range(0, 90, 9), 82.0, 85.0, 90.0]  # ten, then steps of 1, 3 and 5
     assert clock.seconds() == 3.0
+    clock.beforehand = 0.5
+    assert clock.seconds() == 3.5
     module = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 2))
     _beside.drop_nothing(module)
     assert module[0].p == 0.0
