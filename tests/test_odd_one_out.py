@@ -10,16 +10,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import experiment
+from test_adversarial import Vectors
 from test_fusion import close, make, parts, without
 from torch import nn
 
 from mmkt import launch
-from mmkt.model import build_fusion
+from mmkt.attacks.apgd import Apgd
+from mmkt.attacks.pgd import Pgd
+from mmkt.heads.classify import Classify
+from mmkt.learner import Learner
+from mmkt.model import Model, build_fusion
 from mmkt.objectives.odd_one_out import exchanged
 from mmkt.parts import Parts
-from mmkt.types import Batch, Encoded, Outputs
+from mmkt.space import SharedSpace
+from mmkt.threat import Threat
+from mmkt.types import Batch, Encoded, Outputs, Phase
+from mmkt.victim import Victim
 
-NAMES, D, ROWS = ("a", "b", "c"), 8, 64
+NAMES, D, ROWS, WIDTH = ("a", "b", "c"), 8, 64, 5
+FAR, PGD = Threat(norm="l2", eps=2.5), Pgd(steps=3, size=0.5)
 OUTPUTS = {"y": 3, "z": 2}
 
 
@@ -183,7 +192,7 @@ def test_the_check_finds_what_was_exchanged_and_trusts_it_less(learned):
     assert clean.notes["weights"].mean() > 0.9
 
 
-def test_refusals():
+def test_refusals(monkeypatch):
     with pytest.raises(ValueError, match="none is the odd one; the model has 2: a, b"):
         objective(("a", "b"))
     model, found = Behind(make("concat")), parts()
@@ -194,16 +203,142 @@ def test_refusals():
     floats = batch_of(found)._replace(labels={"y": torch.rand(6, 3)})
     with pytest.raises(ValueError, match="'y' is no classification"):
         objective()(model, floats, model.answer(found))
+    with pytest.raises(ValueError, match="none is the odd one"):
+        Parts().find("objectives", "single_source")(D, ("a", "b"), OUTPUTS, [], task="y", threats={"a": FAR}, attack=PGD)
+    monkeypatch.setattr("mmkt.distributed.is_sharded", lambda _: True)
+    for name in ("odd_one_out", "single_source"):
+        learner = learner_of(three("odd_one_out"), name)
+        with pytest.raises(ValueError, match="launch with ddp"):
+            learner.objectives[name].begin(learner, Phase("full", 1))
+
+
+# ---------------------------------------------------------------- one modality attacked
+
+
+def three(fusion: str) -> Model:
+    """Three vectors a row."""
+    torch.manual_seed(0)
+    built = make(fusion, dim=WIDTH)
+    heads = {"y": Classify(WIDTH, {"classes": ["x", "y", "z"], "counts": [1, 1, 1]})}
+    return Model({m: Vectors() for m in NAMES}, SharedSpace(WIDTH, dict.fromkeys(NAMES, WIDTH)), built, heads)
+
+
+def learner_of(model: Model, *names: str) -> Learner:
+    more = {"classify": {}, "odd_one_out": {"watch": 0}, "single_source": {"threats": dict.fromkeys(NAMES, FAR), "attack": PGD}}
+    find = Parts().find
+    found = {n: find("objectives", n)(WIDTH, NAMES, {"y": 3}, [], task="y", **more[n]) for n in names}
+    learner = Learner(model, found)
+    for objective in found.values():
+        objective.prepare(learner, None)
+    return learner.train()
+
+
+def views_of_a_class(rows: int, seed: int, absent: dict[str, int] | None = None) -> Batch:
+    """Every modality shows the class by itself, and nothing else."""
+    random, fixed = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(7)
+    y, row = torch.randint(3, (rows,), generator=random), torch.arange(rows)
+    means = F.normalize(torch.randn(3, 3, 4, generator=fixed), dim=2)
+    items, mask = row[:, None], torch.ones(rows, 1, dtype=torch.bool)
+    inputs, present = {}, {}
+    for k, m in enumerate(NAMES):
+        x = (means[k, y] + 0.1 * torch.randn(rows, 4, generator=random))[:, None]
+        gone = (absent or {}).get(m, 0)
+        inputs[m] = {"vectors": x[gone:], "mask": mask[gone:], "items": (items - gone).clamp(min=-1)}
+        present[m] = row >= gone
+    return Batch(inputs, present, {"y": y}, {"y": mask[:, 0]}, {}, row, *[torch.full_like(row, -1)] * 3)
+
+
+def test_the_single_source_loss_is_by_hand():
+    model = three("odd_one_out")
+    learner = learner_of(model, "single_source")
+    this, batch = learner.objectives["single_source"], views_of_a_class(40, 0, {"b": 10})
+    batch.labelled["y"] = torch.arange(40) != 20
+    found = this.craft(learner, batch)
+    crafted = found.views[this.key]
+    assert found.inputs is batch.inputs  # others see rows as they come
+    moved = {m: torch.zeros(40, dtype=torch.bool) for m in NAMES}
+    for m in NAMES:
+        moved[m][batch.present[m]] = (crafted[m]["raw"] != batch.inputs[m]["vectors"]).flatten(1).any(1)
+        assert torch.equal(moved[m], crafted[m]["turn"])
+    count = sum(x.long() for x in moved.values())
+    assert count.max() == 1
+    assert not count[20]
+    assert count.sum() > 30  # all for which something worse was found
+    assert not moved["b"][:10].any()
+    assert all(x.any() for x in moved.values())
+    attacked = batch._replace(inputs={m: batch.inputs[m] | {"vectors": crafted[m]["raw"]} for m in NAMES})
+    out, plain = model(attacked), model(batch)
+    known = count > 0
+    expected = F.cross_entropy(out.logits["y"][known], batch.labels["y"][known], reduction="sum")
+    for k in range(10, 40):
+        odd = [m for m in NAMES if moved[m][k]]
+        if odd:
+            expected = expected - out.notes["odd"][k, 1 + NAMES.index(odd[0])].log()
+    close(this(model, found, plain), expected, atol=1e-3)
+    assert this.count(batch) == 39
+    assert this(model, batch, plain) == 0  # nothing was crafted
+    this.stepped(learner, 0.5)
+    other = this.craft(learner, batch).views[this.key]
+    assert any(not torch.equal(other[m]["turn"], crafted[m]["turn"]) for m in NAMES)
+
+
+def trained_on(*names: str) -> Model:
+    model = three("odd_one_out")
+    learner = learner_of(model, *names)
+    optimizer = torch.optim.Adam(learner.parameters(), 5e-3)
+    for step in range(120):
+        batch = views_of_a_class(48, step)
+        for objective in learner.objectives.values():
+            batch = objective.craft(learner, batch)
+        loss, _ = learner(batch, learner.counts([batch]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for objective in learner.objectives.values():
+            objective.stepped(learner, 0.0)
+    return model.eval()
+
+
+@torch.no_grad()
+def share(right: torch.Tensor) -> float:
+    return float(right.float().mean())
+
+
+def test_the_defence_withstands_one_bad_source():
+    """And the same fusion, trained as long on the answer alone, does not; both are right on rows as they come."""
+    test, worst, found = views_of_a_class(200, 10_000), {}, {}
+    models = {"plain": trained_on("classify"), "defended": trained_on("classify", "odd_one_out", "single_source")}
+    for name, model in models.items():
+        assert share(model(test).logits["y"].argmax(1) == test.labels["y"]) > 0.95
+        right, named = [], []
+        for m in NAMES:
+            victim, still = Victim(model, test, "y", {m: FAR}), torch.ones(200, dtype=torch.bool)
+            for attack in (Pgd(steps=20), Apgd(steps=20, loss="dlr")):
+                points = attack(victim)
+                still &= victim.logits(points).argmax(1) == test.labels["y"]
+                named.append(share(model(victim.put(points)).notes["odd"].argmax(1) == 1 + NAMES.index(m)))
+            right.append(share(still))
+        worst[name], found[name] = min(right), sum(named) / len(named)
+    assert worst["plain"] < 0.5
+    assert worst["defended"] > 0.9
+    assert found["defended"] > 0.7
+    assert found["plain"] < 0.45
+    assert share(models["defended"](test).notes["odd"].argmax(1) > 0) < 0.1
 
 
 def test_it_trains_in_the_loop(tiny_settings):
     tiny_settings["model"]["fusion"] = "odd_one_out"
     tiny_settings["objectives"]["odd"] = {"name": "odd_one_out", "task": "kind"}
+    threats = {"image": {"eps": 0.05}, "text": {"norm": "l2", "db": -14}}
+    tiny_settings["objectives"]["one"] = {"name": "single_source", "task": "kind", "threats": threats, "attack": "fgsm"}
     launch.train(experiment(tiny_settings, "train.steps=3"))
     lines = [json.loads(line) for line in (Path(tiny_settings["run"]) / "metrics.jsonl").read_text().splitlines()]
     watched = [line for line in lines if "odd found/odd" in line]
     assert watched
     assert all(0 <= line["odd found/odd"] <= 1 and 0 <= line["odd alarm/odd"] <= 1 for line in watched)
-    assert np.isfinite([line["odd"] for line in lines if "odd" in line]).all()
+    for name in ("odd", "one"):
+        steps = [line[key] for line in lines for key in line if key.endswith(f"/{name}") or key == name]
+        assert steps
+        assert np.isfinite(steps).all()
     with pytest.raises(ValueError, match=r"train\.accumulate: contrastive objectives compare"):
         launch.train(experiment(tiny_settings, "train.steps=3", "train.accumulate=2"))

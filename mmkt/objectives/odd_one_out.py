@@ -13,10 +13,11 @@ from pydantic import Field
 from torch import Tensor
 
 from mmkt import distributed, generators
+from mmkt.layers.consistency import judged, refuse_two, scores_of
 from mmkt.layers.gaussian import pick
 from mmkt.layers.unimodal import labels_of
 from mmkt.modes import evaluating
-from mmkt.types import Batch, Encoded, Objective, Outputs
+from mmkt.types import Batch, Encoded, Objective, Outputs, Phase
 from mmkt.victim import precise
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ class OddOneOut(Objective):
     as among two none is the odd one; those that no other row can lend anything are told q_0 alone. A row without a
     label has no CE.
 
-    The paper's perturbed inputs come from ``adversarial`` with ``jointly: false`` and ``beside: true``: rows that were attacked
-    in the clean ones' place would be called consistent here. In evaluation the exchange is the same whenever a batch is.
+    The paper's perturbed inputs are the objective ``single_source``, which goes beside this one. Rows that ``adversarial``
+    attacks in the clean ones' place would be called consistent here: set its ``beside``. In evaluation the exchange is the same
+    whenever a batch is.
     """
 
     contrasts = True
@@ -64,10 +66,17 @@ class OddOneOut(Objective):
             ValueError: fewer than three modalities.
         """
         super().__init__()
-        if len(modalities) < 3:
-            found = f"the model has {len(modalities)}: {', '.join(modalities)}"
-            raise ValueError(f"of two modalities that contradict each other none is the odd one; {found}. Add an encoder")
+        refuse_two(modalities)
         self.task, self.watch = task, watch
+
+    def begin(self, learner: Learner, phase: Phase) -> None:
+        """Before a phase.
+
+        Raises:
+            ValueError: the model is sharded.
+        """
+        if distributed.is_sharded(learner):
+            raise ValueError("odd_one_out runs the fusion by itself, which FSDP2 has not gathered: launch with ddp.yaml")
 
     def forward(self, model: Model, batch: Batch, outputs: Outputs) -> Tensor:
         """Sum over the rows with three modalities or more, ().
@@ -75,13 +84,13 @@ class OddOneOut(Objective):
         Raises:
             ValueError: the fusion does not say which modality is odd, or the task is no classification.
         """
-        y, scores = labels_of(batch, self.task), _scores(outputs)
+        y, scores = labels_of(batch, self.task), scores_of(outputs)
         with nullcontext() if self.training else _fixed():
             exchange = exchanged(outputs.encoded, batch)
         answered = model.answer(exchange.parts)
         none = torch.zeros_like(exchange.odd)
         plain = F.cross_entropy(scores, none, reduction="none").masked_fill(~judged(batch.present), 0.0)
-        found = F.cross_entropy(_scores(answered), exchange.odd, reduction="none").masked_fill(~exchange.done, 0.0)
+        found = F.cross_entropy(scores_of(answered), exchange.odd, reduction="none").masked_fill(~exchange.done, 0.0)
         right = F.cross_entropy(precise(answered.logits[self.task]), y, reduction="none")
         right = right.masked_fill(~(exchange.done & batch.labelled[self.task]), 0.0)
         return (plain + found + right).sum()
@@ -103,8 +112,8 @@ class OddOneOut(Objective):
                 outputs = learner.model(batch)
                 with _fixed():
                     exchange = exchanged(outputs.encoded, batch)
-                found = _scores(learner.model.answer(exchange.parts)).argmax(1) == exchange.odd
-                able, alarm = judged(batch.present), _scores(outputs).argmax(1) > 0
+                found = scores_of(learner.model.answer(exchange.parts)).argmax(1) == exchange.odd
+                able, alarm = judged(batch.present), scores_of(outputs).argmax(1) > 0
                 counts += torch.stack([(found & exchange.done).sum(), exchange.done.sum(), (alarm & able).sum(), able.sum()])
         found_, done, alarms, able_ = distributed.total(counts).tolist()
         return {"odd found": found_ / done, "odd alarm": alarms / able_} if done else {}
@@ -116,11 +125,6 @@ class Exchange(NamedTuple):
     parts: dict[str, Encoded]
     odd: Tensor  # (B,) long: 1 + the place of that modality; 0 or meaningless where not done
     done: Tensor  # (B,) bool
-
-
-def judged(present: Mapping[str, Tensor]) -> Tensor:
-    """Rows of which it can be told which modality is odd, (B,) bool: three are there, or more."""
-    return torch.stack(list(present.values())).sum(0) > 2
 
 
 def exchanged(parts: Mapping[str, Encoded], batch: Batch) -> Exchange:
@@ -144,10 +148,3 @@ def _fixed() -> Iterator[None]:
     with generators.untouched():
         torch.manual_seed(0)
         yield
-
-
-def _scores(outputs: Outputs) -> Tensor:
-    """The fusion's note, (B, 1 + M)."""
-    if "odd_scores" not in outputs.notes:
-        raise ValueError("the fusion does not say which modality is odd (the note odd_scores); of ours, odd_one_out would")
-    return outputs.notes["odd_scores"]
