@@ -110,7 +110,7 @@ def sheets(rows: Sequence[Row]) -> Iterator[Sheet]:
         words |= {f"{m} alone": [f"{radius_of(row) * value:.3g}" for row in line] for m, value in sigma.items()}
         notes = [
             f"σ: {', '.join(f'{m} {value:g}' for m, value in sigma.items())}. A radius r holds for all changes δ together whose "
-            f"‖(δ_m / σ_m)_m‖₂ < r, of each row with a probability of {1 - one[ALPHA].value:g}.",
+            f"‖(δ_m / σ_m)_m‖₂ < r, with a confidence of {1 - one[ALPHA].value:g} a row.",
             f"abstained: {report.cell(one[ABSTAINED])}; no radius beyond {report.number(one[REACH].value)} can be shown with so "
             "few samples" + (f"; median where right: {report.number(one[MEDIAN].value)}" if MEDIAN in one else ""),
         ]
