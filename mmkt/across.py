@@ -12,7 +12,19 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from mmkt import attacked, distributed, few_shot, missing, prompts, retrieval, robust_accuracy, robustness, subsets, zero_shot
+from mmkt import (
+    attacked,
+    certified,
+    distributed,
+    few_shot,
+    missing,
+    prompts,
+    retrieval,
+    robust_accuracy,
+    robustness,
+    subsets,
+    zero_shot,
+)
 from mmkt.asked import Plan, label_cells, same_cells
 from mmkt.data.columns import spelled
 from mmkt.experiment import Experiment
@@ -28,6 +40,7 @@ SHEETS: dict[str, Callable[[Sequence[Row]], Iterator[Sheet]]] = {  # by file, in
     "missing": missing.sheets,
     "corruptions": robustness.sheets,
     "attacks": robust_accuracy.sheets,
+    "certificates": certified.sheets,
     "retrieval": retrieval.sheets,
     "zero_shot": zero_shot.sheets,
     "few_shot": few_shot.sheets,
@@ -44,6 +57,7 @@ class Answers(NamedTuple):
     validation: Predictions | None
     named: Mapping[str, tuple[Sequence[str], Tensor]]  # by language, classes and their vectors
     attacked: attacked.Found = attacked.Found()
+    certificates: certified.Certificates | None = None
 
 
 def class_vectors(
@@ -80,6 +94,8 @@ def measure(
         kinds = {name: robust_accuracy.Kind(x.gradients, x.keeps) for name, x in asked.siege.attacks.items()}
         outcomes = answers.attacked.outcomes
         found["attacks"] = robust_accuracy.measure(outcomes, kinds, asked.siege.task, about, settings.resamples)
+    if asked.smoothing is not None and answers.certificates is not None:
+        found["certificates"] = certified.measure(answers.certificates, asked.smoothing, about, settings.resamples)
     if asked.items is not None:
         found["retrieval"] = retrieval.measure(answers.whole, names, asked.items, same_cells(feed, rows), **times)
     if asked.prompts:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from mmkt import distributed, prompts, robustness, siege, subsets
+from mmkt import distributed, prompts, robustness, siege, smoothing, subsets
 from mmkt.data.columns import codes, some, strings
 from mmkt.data.manifest import Manifest
 from mmkt.data.rows import Change
@@ -31,6 +31,7 @@ class Plan(NamedTuple):
     pool: np.ndarray | None = None  # rows that few-shot draws from
     validation: np.ndarray | None = None  # and chooses settings on
     siege: siege.Siege | None = None
+    smoothing: smoothing.Smoothing | None = None
 
     @property
     def vectors(self) -> bool:
@@ -69,6 +70,7 @@ def plan(model: Model, feed: Feed, rows: np.ndarray, config: Experiment, parts: 
         passes=robustness.plan(kinds, settings.corruptions, settings.severities, parts) if settings.corruptions else (),
         items=_items(feed, rows, settings.item) if near else None,
         siege=siege.plan(model, feed, rows, settings.robustness, config.seed, parts) if settings.robustness else None,
+        smoothing=smoothing.plan(model, feed, rows, settings.smoothing, config.seed) if settings.smoothing else None,
     )
     return _with_classes(found, model, feed, rows, config) if settings.prompts or settings.shots else found
 

@@ -81,6 +81,10 @@ class Ball(NamedTuple):
         moved = self.steepest(noise) * self._wide(share) * self.eps
         return self.project(self.centre + moved)
 
+    def gaussian(self, seed: int, draw: int) -> Tensor:
+        """Normal noise around every number that may move, ε its standard deviation: neither ball nor bounds limit it."""
+        return self.still(self.centre + self.eps * self.noise(seed, draw, torch.randn))
+
     def count(self) -> Tensor:
         """How many numbers of an item may move, (N,)."""
         if self.free is None:

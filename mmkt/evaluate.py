@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import Progress
 
-from mmkt import across, attacked, checkpoint, distributed, report
+from mmkt import across, attacked, certified, checkpoint, distributed, report, smoothing
 from mmkt.asked import Plan, column_at, plan
 from mmkt.config import check, override
 from mmkt.data import splits
@@ -168,13 +168,14 @@ def _answers(model: Model, feed: Feed, rows: np.ndarray, asked: Plan, accelerato
         for changes in asked.passes:
             corrupted |= run(f"corrupted: {Condition.of(next(iter(changes))).family}", rows, predict_changed, changes)
         besieged = _attacked(model, feed, asked, accelerator, bar)
+        certificates = _certified(model, feed, asked, accelerator, bar)
         pool, validation = (
             None if some is None else run(f"few shots: {name}", some, predict, vectors=True)
             for name, some in (("pool", asked.pool), ("validation", asked.validation))
         )
     # rank 0 alone measures what takes them
     named = across.class_vectors(model, asked, accelerator.device, accelerator.autocast) if distributed.rank() == 0 else {}
-    return across.Answers(by_subset, by_subset[-1], corrupted, pool, validation, named, besieged)
+    return across.Answers(by_subset, by_subset[-1], corrupted, pool, validation, named, besieged, certificates)
 
 
 def _attacked(model: Model, feed: Feed, asked: Plan, accelerator: Accelerator, bar: Progress) -> attacked.Found:
@@ -184,6 +185,15 @@ def _attacked(model: Model, feed: Feed, asked: Plan, accelerator: Accelerator, b
     ways, count = sum(1 for _ in trials(asked.siege, model)), len(asked.siege.rows)
     task = bar.add_task(f"{ways} attacks", total=ways * count // distributed.world_size())
     return attacked.lay(model, feed, asked.siege, accelerator.device, partial(bar.advance, task))
+
+
+def _certified(model: Model, feed: Feed, asked: Plan, accelerator: Accelerator, bar: Progress) -> certified.Certificates | None:
+    """What was planned to be certified; in full precision, as attacks are."""
+    plan = asked.smoothing
+    if plan is None:
+        return None
+    task = bar.add_task("smoothing", total=len(plan.rows) * (plan.selection + plan.samples) // distributed.world_size())
+    return smoothing.certify(model, feed, plan, accelerator.device, partial(bar.advance, task))
 
 
 def list_bad_rows(bad: Sequence[Unreadable], file: Path) -> None:

@@ -26,6 +26,7 @@ TITLES = {
     "missing": "Where modalities go missing",
     "corruptions": "Under corruption",
     "attacks": "Under attack",
+    "certificates": "Certified",
     "retrieval": "From one modality to another",
     "zero_shot": "By name: zero-shot",
     "few_shot": "From few labels",
@@ -80,6 +81,8 @@ def _plots(name: str, story: Story, modalities: Sequence[str]) -> Iterator[tuple
         yield from evaluation_plots.missing(rows)
     elif name == "attacks":
         yield from evaluation_plots.attacks(rows)
+    elif name == "certificates":
+        yield from evaluation_plots.certificates(rows)
     elif name == "few_shot":
         yield from evaluation_plots.few_shots(rows)
     elif name == "corruptions":

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from mmkt import certified
 from mmkt.few_shot import parsed
 from mmkt.metrics._columns import labels, log_softmax
 from mmkt.plots import COLOURS, STYLE, panels
@@ -149,6 +150,27 @@ def attacks(rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
             axes.grid(alpha=0.3)
             axes.legend(frameon=False, fontsize=7)
         yield f"{task}: {METRIC} along ε ({next(iter(lines))[1]})", figure
+
+
+def certificates(rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
+    """Of every task certified accuracy by radius; dotted: accuracy without noise."""
+    for task in dict.fromkeys(row.task for row in rows):
+        own = [row for row in rows if row.task == task]
+        line = sorted((certified.radius_of(row), row) for row in own if row.metric == certified.METRIC)
+        plain = next(row for row in own if row.metric == certified.PLAIN)
+        with mpl.rc_context(STYLE):
+            figure = Figure(figsize=(5, 3))
+            axes = figure.subplots()
+            x, points = zip(*line, strict=True)
+            axes.plot(x, [row.value for row in points], "o-", markersize=3, color=COLOURS[0], label="under noise")
+            axes.fill_between(x, [row.low for row in points], [row.high for row in points], color=COLOURS[0], alpha=0.15)
+            axes.axhline(plain.value, color="#666666", linestyle=":", linewidth=1, label="without noise, nothing certified")
+            axes.set_ylim(0, 1)
+            axes.set_xlabel("radius in σ, over all modalities together")
+            axes.set_ylabel(certified.METRIC)
+            axes.grid(alpha=0.3)
+            axes.legend(frameon=False, fontsize=7)
+        yield f"{task}: {certified.METRIC} by radius", figure
 
 
 def confidence(predictions: Predictions) -> Iterator[tuple[str, Figure]]:

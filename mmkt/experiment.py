@@ -243,6 +243,26 @@ class Attacked(Section):
     """Rows that an attack turned, of each modality, that the page shows."""
 
 
+class Smoothed(Section):
+    """Radii within which answers under Gaussian noise provably stay."""
+
+    sigma: dict[Name, float]
+    """Modality → the noise's standard deviation, in its raw numbers' units (pixels in [0, 1], samples in [−1, 1], a text's token
+    embeddings); all at once. Radii are in units of it."""
+    task: Name | None = None
+    """Whose classifier is smoothed; by default the first."""
+    rows: Count | None = 100
+    """Of the split's labelled rows, drawn by ``seed``; null for all."""
+    selection: Count = 100
+    """Noisy copies of a row that choose its class."""
+    samples: Count = 1000
+    """Further copies that certify it: the more, the larger the radii that can be shown."""
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    """How likely a row's radius may be too large, by bad luck in the draws."""
+    radii: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
+    """Where accuracy is told."""
+
+
 class Evaluate(Section):
     """Figures."""
 
@@ -270,6 +290,8 @@ class Evaluate(Section):
     """Draws of few shots."""
     robustness: Attacked | None = None
     """Attacks, by ``mmkt evaluate``; ``--robustness`` asks for the usual ones."""
+    smoothing: Smoothed | None = None
+    """Certified robustness, by ``mmkt evaluate``: {sigma: {image: 0.25}}."""
     page: bool = True
     """A report to look at beside the files (report.html), by ``mmkt evaluate``."""
     label: str | None = None

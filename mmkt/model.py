@@ -108,7 +108,10 @@ class Model(nn.Module):
             keep: the modalities to use; the missing vector replaces the others.
         """
         rows = next(iter(encoded.values())).pooled.shape[0]
-        parts = self.space(encoded, rows, keep, self.whole)
+        return self.answer(self.space(encoded, rows, keep, self.whole))
+
+    def answer(self, parts: dict[str, Encoded]) -> Outputs:
+        """Fusion and heads, of every modality in the shared space."""
         fused = self.fusion(parts)
         logits = {t: fused.logits[t] if t in fused.logits else head(fused.encoded) for t, head in self.heads.items()}
         return Outputs(parts, fused.encoded, logits, fused.terms, fused.notes)

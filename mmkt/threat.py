@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from mmkt.config import Section
@@ -50,6 +51,24 @@ class Threat(Section):
 
     def __str__(self) -> str:
         return f"{self.norm} {self.eps:.3g}" if self.eps is not None else f"{self.norm} {self.db:.3g} dB"
+
+
+def gaussian(sigma: Mapping[str, float], where: str = "sigma") -> dict[str, Threat]:
+    """Noise of some standard deviations as threats, whose ε they are (``Ball.gaussian``).
+
+    Args:
+        sigma: by modality, in the units of the raw numbers.
+        where: their dotted path.
+
+    Raises:
+        ConfigError: there is none, or one that is no noise.
+    """
+    if not sigma:
+        raise ConfigError([(where, "needs one or more: {image: 0.25}")])
+    for m, one in sigma.items():
+        if not (0 < one < math.inf):
+            raise ConfigError([(f"{where}.{m}", f"{one:g} is no standard deviation of noise: give a number above 0")])
+    return {m: Threat(norm="l2", eps=one) for m, one in sigma.items()}
 
 
 USUAL: dict[str, dict[str, Any]] = {  # by an encoder's kind

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -85,7 +86,12 @@ class Victim:
                     self.came[m] = batch.present[m]
                 else:
                     self._look_at(m, threats[m], texts)
-            self.rest = model.encode(batch, [m for m in model.modalities if m not in self.modalities])
+
+    @cached_property
+    def rest(self) -> dict[str, Encoded]:
+        """The modalities that stay as they are, encoded when they are first asked for."""
+        with evaluating(self.model), torch.no_grad():
+            return self.model.encode(self.batch, [m for m in self.model.modalities if m not in self.modalities])
 
     def _look_at(self, m: str, threat: Threat | None, texts: Mapping[str, Sequence[str]]) -> None:
         inputs, encoder = self.batch.inputs[m], self.model.encoders[m]

@@ -72,6 +72,8 @@ def made(report, capfd):
         f"prompts={report}/prompts.yaml",
         "shots=[1,2]",
         "episodes=3",
+        "robustness={rows: 4, attacks: {fgsm: fgsm}, curve: []}",
+        "smoothing={sigma: {image: 0.1}, rows: 4, selection: 3, samples: 12}",
     ]
     status, _, err = call(capfd, "evaluate", best, "--out", out, *(f"evaluate.{text}" for text in settings))
     assert status == 0, err
@@ -88,7 +90,7 @@ def test_everything_is_in_it_and_nothing_from_elsewhere(report, capfd):
     assert "script" not in found.tags
     assert EVIL in found.text, "it is text"
     assert all(link.startswith(("data:", "#")) for link in found.links)
-    assert found.tags.count("svg") == 6  # lattice, Shapley values, missing, corruption, confidence, few shots
+    assert found.tags.count("svg") == 7  # lattice, Shapley values, missing, corruption, radii, confidence, few shots
     assert found.tags.count("audio") > 5
     assert {link.partition(";")[0] for link in found.links if link.startswith("data:")} >= {"data:image/png", "data:audio/mpeg"}
     anchors = set(re.findall(r'<h2 id="(\w+)"', file.read_text(encoding="utf-8")))
