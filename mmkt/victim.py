@@ -207,6 +207,12 @@ class Victim:
         other.balls, other.came = dict(balls), {m: ball.centre for m, ball in balls.items()}
         return other
 
+    def aimed(self, targets: Tensor) -> Victim:
+        """The same, for an attacker who wants these classes (B,) to be said."""
+        other = copy.copy(self)
+        other.goal = self.goal._replace(targets=targets)
+        return other
+
     def along(self, m: str) -> tuple[int, ...]:
         """The dimensions of an item in which it has a place: height and width, time, tokens."""
         return {"image": (-2, -1), "audio": (-1,)}.get(self.model.encoders[m].kind, (-2,))

@@ -150,6 +150,19 @@ def test_auto_pgd_looks_when_the_paper_does_and_climbs_higher_than_its_start(vic
     assert attacked.passes["backward"] == 20
 
 
+def test_auto_pgd_goes_towards_the_likeliest_other_classes_one_by_one(victim):
+    attacked = victim("image")
+    clean = attacked.logits(attacked.clean)
+    ranked = [[k for k in row.argsort(descending=True).tolist() if k != label] for row, label in zip(clean, attacked.goal.labels)]
+    aims = [towards.goal.targets.tolist() for towards in Apgd(targets=3)._towards(attacked)]
+    assert aims == [[row[k] for row in ranked] for k in range(3)]
+    before = attacked.passes["backward"]
+    found = Apgd(steps=8, loss="dlr", targets=3)(attacked)
+    assert attacked.passes["backward"] - before == 24
+    assert (attacked.goal.loss("margin", attacked.logits(found)) > attacked.goal.loss("margin", clean)).all()
+    assert len(Apgd(targets=99)._towards(attacked)) == 7  # of eight classes
+
+
 def test_a_target_is_what_is_said(victim):
     attacked = victim("image", "audio", "text")
     targets = (attacked.goal.labels + 1) % 8

@@ -28,6 +28,7 @@ class Apgd(Attack):
         steps: Annotated[int, Field(ge=2)] = 100,
         restarts: Annotated[int, Field(ge=1)] = 1,
         loss: Loss = "ce",
+        targets: Annotated[int, Field(ge=0)] = 0,
     ):
         """Remember the settings.
 
@@ -35,15 +36,26 @@ class Apgd(Attack):
             steps: of each start.
             restarts: from so many random places.
             loss: what is climbed; ``dlr`` does not vanish where the model is sure of itself.
+            targets: of each start, climb towards so many of the likeliest other classes, one after the other (with ``dlr`` the
+                targeted form of the paper); 0: away from the label.
         """
-        self.steps, self.restarts, self.loss = steps, restarts, loss
+        self.steps, self.restarts, self.loss, self.targets = steps, restarts, loss, targets
 
     def __call__(self, victim: Victim) -> dict[str, Tensor]:
         """The worst of all restarts."""
         worst = Worst(victim)
         for restart in range(self.restarts):
-            self._climb(victim, victim.anywhere(restart), worst)
+            for towards in self._towards(victim):
+                self._climb(towards, victim.anywhere(restart), worst)
         return worst.points
+
+    def _towards(self, victim: Victim) -> list[Victim]:
+        """Who is climbed on: the victim, or one for each target."""
+        if not self.targets:
+            return [victim]
+        logits = victim.logits(victim.clean)
+        others = logits.scatter(1, victim.goal.labels[:, None], -torch.inf).argsort(1, descending=True)[:, :-1]  # (B, C − 1)
+        return [victim.aimed(others[:, k]) for k in range(min(self.targets, others.shape[1]))]
 
     def _climb(self, victim: Victim, points: Points, worst: Worst) -> None:
         slope = victim.slope(points, self.loss)
