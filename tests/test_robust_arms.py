@@ -1,0 +1,39 @@
+"""Robust accuracy of several trainings, over seeds."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import robust_arms
+
+from mmkt import report
+from mmkt.robust_accuracy import METRIC
+from mmkt.score import About
+
+
+def attacked(folder, clean, image, letters):
+    rows = [("none", clean), ("image.fgsm", image + 0.1), ("image.worst", image), ("image.pgd@2", 0.0)]
+    rows += [("text edits.characters", letters)]
+    (folder / "best/attacked").mkdir(parents=True)
+    made = [About()._replace(condition=name).row("t", METRIC, value, 10, 0.0, 1.0) for name, value in rows]
+    report.append(made, folder / "best/attacked/attacks.jsonl")
+
+
+def test_the_table_is_of_worst_cases_over_seeds(tmp_path, monkeypatch, capsys):
+    for arm, shift in (("concat", 0.0), ("gated", 0.1)):
+        for seed in (0, 1, 2):
+            attacked(tmp_path / f"run-{arm}-{seed}", 0.8 + shift, 0.2 + 0.1 * seed + shift, 0.5)
+    monkeypatch.setattr(sys, "argv", ["robust_arms.py", str(tmp_path / "run"), "--arms", "concat", "gated"])
+    robust_arms.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert lines[0] == "| arm | none | image | text edits.characters |"
+    # 0.2, 0.3, 0.4: t(0.975, 2) · 0.1 / √3 = 0.248
+    assert lines[2] == "| concat | 0.800 [0.800, 0.800] | 0.300 [0.052, 0.548] | 0.500 [0.500, 0.500] |"
+    assert lines[3].startswith("| gated | 0.900 [0.900, 0.900] | 0.400 [0.152, 0.648] |")
+
+
+def test_a_run_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["robust_arms.py", str(tmp_path / "run"), "--arms", "concat"])
+    with pytest.raises(SystemExit, match=r"there is no .*run-concat-0/best: scripts/seeds.py trains"):
+        robust_arms.main()
