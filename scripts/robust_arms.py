@@ -1,10 +1,9 @@
 """python scripts/robust_arms.py RUN --arms NAME … [--seeds N …] [--jobs N] [evaluate.…=value …]
 
-Robust accuracy of the runs that scripts/seeds.py trained (``RUN-ARM-SEED``): each is attacked as ``mmkt evaluate --robustness`` does
-it, with the same rows, threats and attacks for all, into ``RUN-ARM-SEED/best/attacked``; what lies there already is read, so the
-command can be killed and typed again. Per arm the mean over seeds and, from two seeds on, Student's 95 % interval: without an
-attack, and for every modality attacked by itself, all at once, and by edits, the worst case over the attacks that keep to ε (of
-edits, which keep to none, each attack).
+Robust accuracy of the runs that scripts/seeds.py trained (``RUN-ARM-SEED``): each is attacked as ``mmkt evaluate --robustness``
+does it, with the same rows, threats and attacks for all, into ``RUN-ARM-SEED/best/attacked``; what lies there already is read, so
+the command can be killed and typed again. Per arm the mean over seeds and Student's 95 % interval: without an attack, and for
+every modality attacked by itself and all at once the worst case over the attacks that keep to ε; attacks by edits each.
 """
 
 from __future__ import annotations
