@@ -168,7 +168,7 @@ def _transferred(task: str, own: Mapping[str, Row], plain: Sequence[Trial]) -> I
         some = [t for t in over if t.attack.partition(FROM)[2] == source]
         names, attacks = (list(dict.fromkeys(x)) for x in zip(*(t[:2] for t in some), strict=True))
         numbers = {a.partition(FROM)[0]: [_figure(own, f"{name}.{a}") for name in names] for a in attacks}
-        notes = [f"attacks see {source} alone, and {WORST} above leaves them out"]
+        notes = [f"found by looking at {source} alone; {WORST} above leaves them out"]
         yield report.sheet(f"{task}: {METRIC}, attacks found on {source}", {"attacked": names}, numbers, notes)
 
 

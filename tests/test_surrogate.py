@@ -104,6 +104,7 @@ def test_from_another_model_it_hurts_less_than_its_own(opened, other_seed, capfd
     clean = found.outcomes[NOTHING].right
     assert all((right <= clean).all() for right in over.values())
     assert np.mean([right.mean() for right in over.values()]) >= np.mean([right.mean() for right in white.values()])
+    assert any((right < clean).any() for right in over.values())
     for m in ("image", "audio"):  # moved as far as is allowed, and elsewhere than by this model's own gradients
         far = found.outcomes[Trial(m, "pgd from other")].far[m]
         assert far.max() > 0
