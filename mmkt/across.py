@@ -91,9 +91,8 @@ def measure(
     if answers.corrupted:
         found["corruptions"] = robustness.measure(answers.whole, answers.corrupted, judges, **times)
     if asked.siege is not None:
-        kinds = {name: robust_accuracy.Kind(x.gradients, x.keeps) for name, x in asked.siege.attacks.items()}
-        outcomes = answers.attacked.outcomes
-        found["attacks"] = robust_accuracy.measure(outcomes, kinds, asked.siege.task, about, settings.resamples)
+        siege, outcomes = asked.siege, answers.attacked.outcomes
+        found["attacks"] = robust_accuracy.measure(outcomes, siege.kinds, siege.task, about, settings.resamples)
     if asked.smoothing is not None and answers.certificates is not None:
         found["certificates"] = certified.measure(answers.certificates, asked.smoothing, about, settings.resamples)
     if asked.items is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -16,8 +16,9 @@ from mmkt.model import Model
 from mmkt.modes import evaluating
 from mmkt.raw import rows_of
 from mmkt.robust_accuracy import NOTHING, Outcome, Trial
-from mmkt.siege import Siege, trials
+from mmkt.siege import Siege, Way, ways
 from mmkt.texts import texts_of
+from mmkt.types import Batch
 from mmkt.victim import Symbols, Victim
 
 
@@ -52,30 +53,26 @@ def lay(model: Model, feed: Feed, siege: Siege, device: torch.device, advance: C
     Returns:
         On every process, the whole.
     """
-    every = list(trials(siege, model))
+    every = list(ways(siege, model))
     found: list[tuple[np.ndarray, dict[Trial, _Part]]] = []
     examples: list[Example] = []
-    for batch in feed.evaluation(siege.rows):
-        batch = batch.to(device)
+    for batch, twin in _batches(feed, siege, device):
         with evaluating(model), torch.no_grad():
             said = model(batch).logits[siege.task].argmax(1)
         clean = _Part(said == batch.labels[siege.task], said, {})
         own = {NOTHING: clean}
         # an attacker leaves alone what is wrong already
         rows = clean.right.nonzero().flatten()
-        right = rows_of(batch, rows, list(batch.inputs))
-        texts = texts_of(feed, right, [m for m in siege.texts if m in right.inputs]) if len(rows) else {}
-        for trial, surface, attack in every:
+        stage = _Stage.of(model, feed, siege, batch, twin, rows)
+        for way in every:
+            trial = way.trial
             shown = {example.row for example in examples if example.trial.surface == trial.surface}
-            victim = None
-            if len(rows) and any(m in right.inputs for m in surface.threats):
-                more: Any = {"seed": siege.seed, "moves": attack.moves, "texts": texts}
-                victim = Victim(model, right, siege.task, surface.threats, **more)
+            victim = stage.victim(way)
             if victim is None:  # no row of this batch can be attacked so
                 own[trial] = clean
             else:
-                points = attack(victim)
-                part, example = _tried(victim, points, trial, attack.keeps, shown)
+                points = way.attack(stage.finder(way, victim))
+                part, example = _tried(victim, points, trial, way.attack.keeps, shown)
                 own[trial] = part.among(clean, rows)
                 if example is not None and trial.factor == 1 and len(shown) < siege.examples:
                     examples.append(example)
@@ -83,6 +80,47 @@ def lay(model: Model, feed: Feed, siege: Siege, device: torch.device, advance: C
         found.append((batch.row.cpu().numpy(), own))
     gathered = [part for parts in distributed.everyone(found) for part in parts]
     return Found(_together(gathered), [x for some in distributed.everyone(examples) for x in some])
+
+
+def _batches(feed: Feed, siege: Siege, device: torch.device) -> Iterator[tuple[Batch, Batch | None]]:
+    """This process's batches, as the model takes them and as the surrogate does."""
+    batches = (batch.to(device) for batch in feed.evaluation(siege.rows))
+    if siege.surrogate is None:
+        return ((batch, None) for batch in batches)
+    return zip(batches, siege.surrogate.batches(siege.rows, device), strict=True)
+
+
+class _Stage(NamedTuple):
+    """A batch's rows that are attacked."""
+
+    model: Model
+    siege: Siege
+    batch: Batch
+    twin: Batch | None  # the same rows as the surrogate takes them
+    texts: Mapping[str, Sequence[str]]
+
+    @classmethod
+    def of(cls, model: Model, feed: Feed, siege: Siege, batch: Batch, twin: Batch | None, rows: Tensor) -> _Stage:
+        """Some of a batch's rows."""
+        some = rows_of(batch, rows, list(batch.inputs))
+        texts = texts_of(feed, some, [m for m in siege.texts if m in some.inputs]) if len(rows) else {}
+        if siege.surrogate is not None and twin is not None:
+            twin = siege.surrogate.rows_of(twin, rows, some)
+        return cls(model, siege, some, twin, texts)
+
+    def victim(self, way: Way) -> Victim | None:
+        """The model with what may be changed; None where none of it is there."""
+        if not self.batch.size or not any(m in self.batch.inputs for m in way.surface.threats):
+            return None
+        more: Any = {"seed": self.siege.seed, "moves": way.attack.moves, "texts": self.texts}
+        return Victim(self.model, self.batch, self.siege.task, way.surface.threats, **more)
+
+    def finder(self, way: Way, victim: Victim) -> Victim:
+        """What the attack sees: the model itself, or the surrogate."""
+        if way.surrogate is None:
+            return victim
+        assert self.twin is not None, "batches come with the surrogate's"
+        return way.surrogate.victim(victim, self.twin, way.surface.threats, self.texts)
 
 
 class _Part(NamedTuple):

@@ -28,7 +28,7 @@ from mmkt.predictions import judges, predict, predict_changed, predict_subsets
 from mmkt.preparation import open_manifest
 from mmkt.robustness import Condition
 from mmkt.score import About, score
-from mmkt.siege import trials
+from mmkt.siege import ways
 from mmkt.stored import CORRUPTED, save, together
 from mmkt.types import Predictions, Row
 
@@ -182,8 +182,8 @@ def _attacked(model: Model, feed: Feed, asked: Plan, accelerator: Accelerator, b
     """Every attack that was planned; in full precision, as a gradient's sign is of its last digits."""
     if asked.siege is None:
         return attacked.Found()
-    ways, count = sum(1 for _ in trials(asked.siege, model)), len(asked.siege.rows)
-    task = bar.add_task(f"{ways} attacks", total=ways * count // distributed.world_size())
+    number, count = sum(1 for _ in ways(asked.siege, model)), len(asked.siege.rows)
+    task = bar.add_task(f"{number} attacks", total=number * count // distributed.world_size())
     return attacked.lay(model, feed, asked.siege, accelerator.device, partial(bar.advance, task))
 
 

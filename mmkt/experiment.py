@@ -235,6 +235,9 @@ class Attacked(Section):
         "absent": {"name": "absent"},
     }
     """By the name that the report gives them; the worst case by row is over those that keep to the threat's ε."""
+    source: str | None = None
+    """Another checkpoint, a folder or a Hub id: what attacks find on it with its gradients (or of texts, its answers) is given
+    to this model, whose own stay hidden. It counts for the warnings, not for the worst case."""
     curve: list[float] = [0.5, 1.0, 2.0]
     """Factors on ε that accuracy is drawn along, with nearly everything allowed at the end; [] for none."""
     along: Name = "pgd"

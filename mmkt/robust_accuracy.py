@@ -16,6 +16,12 @@ from mmkt.types import Row
 
 JOINT, WORST, CLEAN = "joint", "worst", "none"
 METRIC, FAR, BROKEN = "robust accuracy", "median distance", "warning"
+FROM = " from "  # between an attack and the model that it was found on, where that is another
+
+
+def found_on(attack: str, source: str) -> str:
+    """The name of an attack that was found on another model."""
+    return f"{attack}{FROM}{source}"
 
 
 class Trial(NamedTuple):
@@ -50,12 +56,16 @@ class Outcome(NamedTuple):
 class Kind(NamedTuple):
     """What is known of an attack."""
 
-    gradients: bool
+    gradients: bool  # of the model that answers
     keeps: bool
+    own: bool = True  # found on the model that answers; False: on another
 
 
 def measure(outcomes: Mapping[Trial, Outcome], kinds: Mapping[str, Kind], task: str, about: About, resamples: int) -> list[Row]:
     """Rows whose condition is ``none``, ``image.pgd``, ``image.pgd@0.5`` or, over attacks that keep to ε, ``image.worst``.
+
+    The worst is of attacks on the model itself, as AutoAttack's is: what was found on another has rows of its own,
+    ``image.pgd from NAME``, and counts for the warnings alone.
 
     Args:
         outcomes: of every trial, and of none at all.
@@ -66,7 +76,7 @@ def measure(outcomes: Mapping[Trial, Outcome], kinds: Mapping[str, Kind], task: 
     """
     rights = {CLEAN: outcomes[NOTHING].right} | {str(t): x.right for t, x in outcomes.items() if t != NOTHING}
     names = list(dict.fromkeys(t.surface for t in outcomes if t != NOTHING))
-    kept = {name: [x.right for t, x in outcomes.items() if _within(t, name, kinds)] for name in names}
+    kept = {n: [x.right for t, x in outcomes.items() if _within(t, n, kinds) and kinds[t.attack].own] for n in names}
     rights |= {f"{name}.{WORST}": np.logical_and.reduce(some) for name, some in kept.items() if some}
     n = len(outcomes[NOTHING].right)
     drawn = np.concatenate([np.ones((1, n)), *draws(np.arange(n), resamples, 0)]) / n
@@ -102,7 +112,8 @@ def warnings(outcomes: Mapping[Trial, Outcome], kinds: Mapping[str, Kind]) -> It
         white = [x for t, x in own.items() if kinds[t.attack].gradients]
         black = [(x, t.attack) for t, x in own.items() if not kinds[t.attack].gradients]
         if white and black and min(black)[0] < min(white) - slack:
-            yield f"{surface}: {min(black)[1]} sees answers alone and beats all gradients", min(white) - min(black)[0]
+            sees = "sees answers alone" if kinds[min(black)[1]].own else "sees another model alone"
+            yield f"{surface}: {min(black)[1]} {sees} and beats all gradients", min(white) - min(black)[0]
         one = own.get(Trial(surface, "fgsm"))
         many = [x for t, x in own.items() if kinds[t.attack].gradients and t.attack != "fgsm"]
         if one is not None and many and one < min(many) - slack:
@@ -128,7 +139,7 @@ def sheets(rows: Sequence[Row]) -> Iterator[Sheet]:
         known = [Trial.of(name) for name in own if name != CLEAN]
         plain = [t for t in known if t.factor == 1]
         names = list(dict.fromkeys(t.surface for t in plain))
-        attacks = [a for a in dict.fromkeys(t.attack for t in plain) if a != WORST]
+        attacks = [a for a in dict.fromkeys(t.attack for t in plain) if a != WORST and FROM not in a]
         clean, count = own[CLEAN], own[CLEAN].n
         numbers = {a: [_figure(own, f"{name}.{a}") for name in names] for a in attacks}
         if any(f"{name}.{WORST}" in own for name in names):
@@ -136,6 +147,7 @@ def sheets(rows: Sequence[Row]) -> Iterator[Sheet]:
         warned = [f"warning: {row.condition} ({row.value:.3f})" for row in rows if (row.task, row.metric) == (task, BROKEN)]
         title = f"{task}: {METRIC}, {report.cell(clean)} without an attack (n = {count})"
         yield report.sheet(title, {"attacked": names}, numbers, warned)
+        yield from _transferred(task, own, plain)
         factors = sorted({t.factor for t in known if t.factor != 1} | {1.0} if len(known) > len(plain) else set())
         drawn = list(dict.fromkeys(t for t in known if t.factor != 1 and t.surface in names))
         lines = list(dict.fromkeys((t.surface, t.attack) for t in drawn))
@@ -147,6 +159,17 @@ def sheets(rows: Sequence[Row]) -> Iterator[Sheet]:
             words = {"attack": [row.condition for row in far], "modality": [row.modalities for row in far]}
             values = {"median L2": [report.number(row.value) for row in far], "rows turned": [str(row.n) for row in far]}
             yield report.sheet(f"{task}: how far the nearest wrong answer is", words, values)
+
+
+def _transferred(task: str, own: Mapping[str, Row], plain: Sequence[Trial]) -> Iterator[Sheet]:
+    """What was found on another model."""
+    over = [t for t in plain if FROM in t.attack]
+    for source in dict.fromkeys(t.attack.partition(FROM)[2] for t in over):
+        some = [t for t in over if t.attack.partition(FROM)[2] == source]
+        names, attacks = (list(dict.fromkeys(x)) for x in zip(*(t[:2] for t in some), strict=True))
+        numbers = {a.partition(FROM)[0]: [_figure(own, f"{name}.{a}") for name in names] for a in attacks}
+        notes = [f"found by looking at {source} alone; {WORST} above leaves them out"]
+        yield report.sheet(f"{task}: {METRIC}, attacks found on {source}", {"attacked": names}, numbers, notes)
 
 
 def _figure(own: Mapping[str, Row], condition: str) -> str:

@@ -15,9 +15,11 @@ from mmkt.experiment import Smoothed
 from mmkt.feed import Feed
 from mmkt.model import Model
 from mmkt.parts import ConfigError
-from mmkt.raw import refuse
+from mmkt.perturbed import Words, task_and_rows
 from mmkt.threat import gaussian
 from mmkt.victim import Victim
+
+WORDS = Words("evaluate.smoothing", "sigma", "what is said most often is a class", "no noise")
 
 
 def plan(model: Model, feed: Feed, rows: np.ndarray, settings: Smoothed, seed: int) -> Smoothing:
@@ -26,26 +28,12 @@ def plan(model: Model, feed: Feed, rows: np.ndarray, settings: Smoothed, seed: i
     Raises:
         ConfigError: it cannot.
     """
-    where = "evaluate.smoothing"
-    known = [task for task, head in model.heads.items() if "classes" in head.vocabulary]
-    if settings.task is None and not known:
-        raise ConfigError([(f"{where}.task", "what is said most often is a class, and the model has no classifier")])
-    task = settings.task or known[0]
-    try:
-        refuse(model, task, gaussian(settings.sigma))
-    except ConfigError as error:
-        problems = [(f"{where}.{path.replace('threats', 'sigma')}", words) for path, words in error.problems]
-        raise ConfigError(problems) from error
-    held = sorted(set(settings.sigma) & set(feed.features))
-    if held:
-        words = f"{held[0]} comes as cached features, so that no noise reaches its raw numbers: say data.features=null"
-        raise ConfigError([("data.features", words)])
+    sigma = gaussian(settings.sigma, f"{WORDS.where}.{WORDS.limits}")
+    task, some = task_and_rows(model, feed, rows, sigma, settings, seed, WORDS)
     least = math.floor(math.log(settings.alpha) / math.log(0.5)) + 1
     if settings.samples < least:
         words = f"{settings.samples} can show no class's half at alpha={settings.alpha:g}: give {least} or more, 1000 is usual"
-        raise ConfigError([(f"{where}.samples", words)])
-    labelled = rows[feed.labels[task][1].numpy()[rows]]
-    some = np.sort(np.random.default_rng(seed).permutation(labelled)[: settings.rows])
+        raise ConfigError([(f"{WORDS.where}.samples", words)])
     draws = settings.selection, settings.samples
     return Smoothing(task, some, settings.sigma, *draws, settings.alpha, settings.radii, seed)
 

@@ -53,6 +53,7 @@ FLOORS = [
     ["feature_maker"],
     ["feature_cache"],
     ["retrieval", "zero_shot", "few_shot", "prompts", "preparation", "feed", "learner", "card", "start"],
+    ["perturbed", "surrogate"],
     [
         "optim",
         "averaging",
