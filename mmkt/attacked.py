@@ -14,6 +14,7 @@ from mmkt import distributed
 from mmkt.feed import Feed
 from mmkt.model import Model
 from mmkt.modes import evaluating
+from mmkt.parts import ConfigError
 from mmkt.raw import rows_of
 from mmkt.robust_accuracy import NOTHING, Outcome, Trial
 from mmkt.siege import Siege, Way, ways
@@ -58,7 +59,9 @@ def lay(model: Model, feed: Feed, siege: Siege, device: torch.device, advance: C
     examples: list[Example] = []
     for batch, twin in _batches(feed, siege, device):
         with evaluating(model), torch.no_grad():
-            said = model(batch).logits[siege.task].argmax(1)
+            logits = model(batch).logits[siege.task]
+        _refuse_not_finite(logits, batch, siege.task)
+        said = logits.argmax(1)
         clean = _Part(said == batch.labels[siege.task], said, {})
         own = {NOTHING: clean}
         # an attacker leaves alone what is wrong already
@@ -80,6 +83,14 @@ def lay(model: Model, feed: Feed, siege: Siege, device: torch.device, advance: C
         found.append((batch.row.cpu().numpy(), own))
     gathered = [part for parts in distributed.everyone(found) for part in parts]
     return Found(_together(gathered), [x for some in distributed.everyone(examples) for x in some])
+
+
+def _refuse_not_finite(logits: Tensor, batch: Batch, task: str) -> None:
+    """What is not a number is never worse: such a model would seem to withstand everything."""
+    bad = ~logits.isfinite().all(1)
+    if bad.any():
+        rows = f"{int(bad.sum())} of {batch.size} rows (the first is row {int(batch.row[bad][0])} of the manifest)"
+        raise ConfigError([("evaluate.robustness", f"{task}'s logits are not finite for {rows}: mend the checkpoint first")])
 
 
 def _batches(feed: Feed, siege: Siege, device: torch.device) -> Iterator[tuple[Batch, Batch | None]]:

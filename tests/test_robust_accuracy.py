@@ -190,3 +190,17 @@ def test_an_attack_that_fits_nothing_here_is_refused(trained, capfd):
     threats = "evaluate.robustness.threats={image: {norm: l2, eps: 1}}"
     err = refused(capfd, "evaluate", trained, *asked, threats, *QUICK)
     assert "evaluate.robustness.attacks.square: is of other inputs, norms or bounds" in err
+
+
+def test_a_model_that_answers_nan_withstands_nothing(trained, tmp_path, capfd):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(trained, tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    name = next(name for name in tensors if name.startswith("heads.") and name.endswith("weight"))
+    tensors[name][0] = math.nan
+    save_file(tensors, broken / "model.safetensors")
+    small = ["evaluate.robustness.attacks={pgd: pgd}", "evaluate.metrics={}", "evaluate.resamples=0", "evaluate.page=false"]
+    assert "kind's logits are not finite for" in refused(capfd, "evaluate", broken, *small, "evaluate.subsets=false")
