@@ -67,15 +67,20 @@ class Adversary(nn.Module):
         self.register_buffer("seed", torch.zeros((), dtype=torch.long))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
-    def prepare(self, model: Model) -> None:
+    def prepare(self, model: Model, *names: str) -> None:
         """Draw the seed, as the model was drawn; nothing else is drawn otherwise for it.
+
+        Args:
+            model: attacked.
+            names: of the objective: what one draws is not what another does.
 
         Raises:
             ConfigError: the task is no classification, or a modality has no raw numbers that may move.
         """
         refuse(model, self.task, self.threats)
         with torch.random.fork_rng(devices=[]):
-            self.seed.copy_(torch.randint(2**62, ()))
+            drawn = int(torch.randint(2**62, ()))
+        self.seed.copy_(torch.tensor(seed_of(drawn, *names)))
 
     def refuse_sharded(self, model: nn.Module) -> None:
         """Before a phase.
@@ -96,6 +101,8 @@ class Adversary(nn.Module):
         if attack.moves != "numbers":
             words = "a threat limits numbers: take fgsm, pgd, apgd or square"
             raise ValueError(f"attack: {name} changes {attack.moves}, and {words}")
+        if not attack.keeps:
+            raise ValueError(f"attack: {name} goes as far as it likes, and threats say how far: take fgsm, pgd, apgd or square")
         for m, threat in self.threats.items():
             if threat.norm not in attack.norms:
                 raise ValueError(f"threats.{m}.norm: {name} keeps to {' or '.join(attack.norms)}, found {threat.norm}")

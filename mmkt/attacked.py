@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from mmkt import distributed
 from mmkt.feed import Feed
@@ -62,7 +63,8 @@ def lay(model: Model, feed: Feed, siege: Siege, device: torch.device, advance: C
             logits = model(batch).logits[siege.task]
         _refuse_not_finite(logits, batch, siege.task)
         said = logits.argmax(1)
-        clean = _Part(said == batch.labels[siege.task], said, {})
+        right = said == batch.labels[siege.task]
+        clean = _Part(right, said, {}, torch.ones_like(right))
         own = {NOTHING: clean}
         # an attacker leaves alone what is wrong already
         rows = clean.right.nonzero().flatten()
@@ -70,17 +72,20 @@ def lay(model: Model, feed: Feed, siege: Siege, device: torch.device, advance: C
         for way in every:
             trial = way.trial
             shown = {example.row for example in examples if example.trial.surface == trial.surface}
-            victim = stage.victim(way)
+            victim, able = stage.victim(way), _able(batch, way)
             if victim is None:  # no row of this batch can be attacked so
-                own[trial] = clean
+                own[trial] = clean._replace(able=able, source=None if way.surrogate is None else clean.right)
             else:
-                points = way.attack(stage.finder(way, victim))
+                finder = stage.finder(way, victim)
+                points = way.attack(finder)
                 part, example = _tried(victim, points, trial, way.attack.keeps, shown)
-                own[trial] = part.among(clean, rows)
+                if way.surrogate is not None:
+                    part = part._replace(source=~finder.goal.reached(finder.logits(points)))
+                own[trial] = part.among(clean, rows)._replace(able=able)
                 if example is not None and trial.factor == 1 and len(shown) < siege.examples:
                     examples.append(example)
             advance(batch.size)
-        found.append((batch.row.cpu().numpy(), own))
+        found.append((batch.row.cpu().numpy(), {trial: part.cpu() for trial, part in own.items()}))
     gathered = [part for parts in distributed.everyone(found) for part in parts]
     return Found(_together(gathered), [x for some in distributed.everyone(examples) for x in some])
 
@@ -140,12 +145,28 @@ class _Part(NamedTuple):
     right: Tensor  # (B,) bool
     said: Tensor  # (B,) long
     far: dict[str, Tensor]  # (B,) by modality
+    able: Tensor  # (B,) bool
+    source: Tensor | None = None  # (B,) bool
 
     def among(self, whole: _Part, rows: Tensor) -> _Part:
         """This of some rows, in the place of theirs."""
-        still = {m: x.new_zeros(len(whole.right)) for m, x in self.far.items()}
-        far = {m: still[m].index_put((rows,), x) for m, x in self.far.items()}
-        return _Part(whole.right.index_put((rows,), self.right), whole.said.index_put((rows,), self.said), far)
+
+        def put(x: Tensor, into: Tensor) -> Tensor:
+            return into.index_put((rows,), x)
+
+        far = {m: put(x, x.new_zeros(len(whole.right))) for m, x in self.far.items()}
+        source = None if self.source is None else put(self.source, torch.zeros_like(whole.right))
+        return _Part(put(self.right, whole.right), put(self.said, whole.said), far, whole.able, source)
+
+    def cpu(self) -> _Part:
+        """Where other processes can have it."""
+        return pytree.tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, self)
+
+
+def _able(batch: Batch, way: Way) -> Tensor:
+    """Rows that have what is attacked, (B,) bool; of modalities that may go missing two or more."""
+    there = torch.stack([batch.present[m] for m in way.surface.threats]).sum(0)
+    return there >= (2 if way.attack.moves == "presence" else 1)
 
 
 def _tried(victim: Victim, points: Symbols, trial: Trial, keeps: bool, shown: Collection[int]) -> tuple[_Part, Example | None]:
@@ -158,12 +179,12 @@ def _tried(victim: Victim, points: Symbols, trial: Trial, keeps: bool, shown: Co
         far[m] = zero.scatter_reduce(0, victim.rows[m], own.far(points[m]), "amax")  # type: ignore[arg-type]
     turned = [k for k in (~right).nonzero().flatten().tolist() if int(victim.batch.row[k]) not in shown]
     if not turned:
-        return _Part(right, said, far), None
+        return _Part(right, said, far, torch.ones_like(right)), None
     k = turned[0]
     before, after = ({m: _shown(victim, m, x[m], k) for m in victim.modalities} for x in (victim.clean, points))
     pair = int(victim.goal.labels[k]), int(said[k])
     example = Example(int(victim.batch.row[k]), trial, before, after, {m: float(x[k]) for m, x in far.items()}, pair)
-    return _Part(right, said, far), example
+    return _Part(right, said, far, torch.ones_like(right)), example
 
 
 def _shown(victim: Victim, m: str, x: Tensor | list[str], k: int) -> Tensor | str:
@@ -188,11 +209,9 @@ def _together(parts: Sequence[tuple[np.ndarray, dict[Trial, Any]]]) -> dict[Tria
     for trial in parts[0][1]:
         some = [own[trial] for _, own in parts]
         names = list(dict.fromkeys(m for part in some for m in part.far))
-        size = [len(part.right) for part in some]
-        far = {
-            m: np.concatenate([part.far[m].cpu().numpy() if m in part.far else np.zeros(n) for part, n in zip(some, size)])[order]
-            for m in names
-        }
-        right, said = (torch.cat([getattr(part, key) for part in some]).cpu().numpy()[order] for key in ("right", "said"))
-        found[trial] = Outcome(right, said, far)
+        moved = {m: [part.far[m] if m in part.far else np.zeros(len(part.right)) for part in some] for m in names}
+        far = {m: np.concatenate(each)[order] for m, each in moved.items()}
+        right, said, able = (torch.cat([getattr(x, key) for x in some]).numpy()[order] for key in ("right", "said", "able"))
+        sources = [x.source for x in some if x.source is not None]
+        found[trial] = Outcome(right, said, far, able, torch.cat(sources).numpy()[order] if sources else None)
     return found

@@ -131,7 +131,8 @@ def _turned(story: Story, feed: Feed) -> Iterator[str]:
         for example in [x for x in story.turned if x.trial.surface == surface][: siege.examples]:
             before, after = (classes[k] for k in example.said)
             threats = siege.surfaces[surface].threats
-            moved = [_distance(m, example, str(threats[m])) for m in example.far]
+            keeps = siege.kinds[example.trial.attack].keeps
+            moved = [_distance(m, example, f"{threats[m]} allowed" if keeps else "in L2; no ε limits it") for m in example.far]
             for numbers, words, kind in (
                 (example.before, [f"said {before}", str(ids[example.row])], ["right"]),
                 (example.after, [f"{example.trial.attack}: says {after}", *moved], []),
@@ -155,7 +156,7 @@ def _distance(m: str, example: Example, allowed: str) -> str:
     if isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor):
         share = float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))
         words += f", {20 * math.log10(max(share, 1e-12)):.0f} dB"
-    return f"{words} ({allowed} allowed)"
+    return f"{words} ({allowed})"
 
 
 def _examples(story: Story, feed: Feed) -> Iterator[str]:

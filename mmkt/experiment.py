@@ -224,24 +224,17 @@ class Attacked(Section):
     """Modality → how far it may be moved; by default every modality that has raw numbers, as is usual for its kind."""
     joint: bool = True
     """All of them at once too, where there are several."""
-    attacks: dict[Name, Annotated[dict, PartOf("attacks")]] = {
-        "fgsm": {"name": "fgsm"},
-        "pgd": {"name": "pgd", "steps": 20},
-        "apgd_ce": {"name": "apgd", "steps": 30},
-        "apgd_dlr": {"name": "apgd", "steps": 30, "loss": "dlr"},
-        "square": {"name": "square", "queries": 100},
-        "hotflip": {"name": "hotflip"},
-        "characters": {"name": "characters"},
-        "absent": {"name": "absent"},
-    }
-    """By the name that the report gives them; the worst case by row is over those that keep to the threat's ε."""
+    attacks: dict[Name, Annotated[dict, PartOf("attacks")]] | None = None
+    """By the name that the report gives them; the worst case by row is over those that keep to the threat's ε. By default
+    ``fgsm``, ``pgd`` of 20 steps, ``apgd`` of 30 on two losses, ``square`` of 100 queries, ``hotflip``, ``characters`` and
+    ``absent``, where they fit."""
     source: str | None = None
     """Another checkpoint, a folder or a Hub id: what attacks find on it with its gradients (or of texts, its answers) is given
     to this model, whose own stay hidden. It counts for the warnings, not for the worst case."""
     curve: list[float] = [0.5, 1.0, 2.0]
     """Factors on ε that accuracy is drawn along, with nearly everything allowed at the end; [] for none."""
-    along: Name = "pgd"
-    """The attack that it is drawn with."""
+    along: Name | None = None
+    """The attack that it is drawn with, one that keeps to ε; by default ``pgd``, or the first that does."""
     examples: Annotated[int, Field(ge=0)] = 4
     """Rows that an attack turned, of each modality, that the page shows."""
 

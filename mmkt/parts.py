@@ -89,10 +89,15 @@ class Parts:
         return public[0]
 
     def build(self, room: str, spec: Mapping[str, Any], *given: Any) -> Any:
-        """The part of a checked spec: what the model gives, then its settings, with parts inside it built first."""
+        """The part of a checked spec: what the model gives, then its settings, with parts inside it built first.
+
+        A setting that the spec lacks, as none does that was checked, is the part's own default.
+        """
         cls = self.find(room, spec["name"])
         kept = {}
         for name, (hint, _) in settings(cls).items():
+            if name not in spec:
+                continue
             inner = part_of(hint)
             kept[name] = self.build(inner.room, spec[name]) if inner and spec[name] is not None else spec[name]
         return cls(*given, **kept)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
+from mmkt.data.columns import is_absent
+from mmkt.data.manifest import column_of
 from mmkt.experiment import Attacked, Smoothed
 from mmkt.feed import Feed
 from mmkt.model import Model
@@ -33,7 +36,7 @@ def task_and_rows(
     seed: int,
     words: Words,
 ) -> tuple[str, np.ndarray]:
-    """The classifier that is perturbed, and which labelled rows it is asked about, ascending.
+    """The classifier that is perturbed, and which rows it is asked about, ascending: with a label and one of the modalities.
 
     Args:
         model: perturbed.
@@ -45,7 +48,7 @@ def task_and_rows(
         words: of refusals.
 
     Raises:
-        ConfigError: no classifier, other modalities than the model's, or features in the place of raw numbers.
+        ConfigError: no classifier, other modalities than the model's, features in the place of raw numbers, or no such row.
     """
     known = [task for task, head in model.heads.items() if "classes" in head.vocabulary]
     if settings.task is None and not known:
@@ -61,4 +64,15 @@ def task_and_rows(
         why = f"{held[0]} comes as cached features, so that {words.what} reaches its raw numbers: say data.features=null"
         raise ConfigError([("data.features", why)])
     labelled = rows[feed.labels[task][1].numpy()[rows]]
-    return task, np.sort(np.random.default_rng(seed).permutation(labelled)[: settings.rows])
+    found = _drawn(feed, np.random.default_rng(seed).permutation(labelled), threats, settings.rows)
+    if not len(found):
+        why = f"none of {len(labelled)} labelled rows has any of {', '.join(threats)}: name other modalities, or another split"
+        raise ConfigError([(f"{words.where}.{words.limits}", why)])
+    return task, found
+
+
+def _drawn(feed: Feed, rows: np.ndarray, modalities: Iterable[str], most: int | None) -> np.ndarray:
+    """The first of some rows that have one of the modalities, ascending: what has nothing to move says nothing."""
+    columns = [column_of(feed.manifest, feed.columns[m]) for m in modalities]
+    found = (row for row in rows.tolist() if not all(is_absent(column[row].as_py()) for column in columns))
+    return np.sort(np.fromiter(islice(found, most), dtype=np.int64))

@@ -136,7 +136,10 @@ def rows_of(batch: Batch, rows: Tensor, modalities: Sequence[str]) -> Batch:
     found: dict[str, dict[str, Tensor] | Encoded] = {}
     for m in modalities:
         own = batch.inputs[m]
-        found[m] = Encoded(*(x[rows] for x in own)) if isinstance(own, Encoded) else taken(own, rows)
+        if isinstance(own, Encoded):
+            found[m] = Encoded(*(x[rows] for x in own))
+        elif len(places(own["items"], rows)):  # a modality that no row has is left out, as in every batch
+            found[m] = taken(own, rows)
     return batch._replace(
         inputs=found,
         present={m: x[rows] for m, x in batch.present.items()},

@@ -16,6 +16,7 @@ from mmkt.types import Row
 
 JOINT, WORST, CLEAN = "joint", "worst", "none"
 METRIC, FAR, BROKEN = "robust accuracy", "median distance", "warning"
+ITSELF = " on itself"  # of what a source answers to what was found on it
 FROM = " from "  # between an attack and the model that it was found on, where that is another
 
 
@@ -51,6 +52,13 @@ class Outcome(NamedTuple):
     right: np.ndarray  # (n,) bool: right without the attack and with it
     said: np.ndarray  # (n,) the class
     far: Mapping[str, np.ndarray]  # (n,) how far each modality was moved, in its threat's norm; in L2 by what keeps to none
+    able: np.ndarray  # (n,) bool: has what is attacked; the others say nothing of an attack
+    source: np.ndarray | None = None  # (n,) bool: right with it on the model that it was found on, where that is another
+
+    @property
+    def rate(self) -> float:
+        """The share that stays right of the rows that can be attacked."""
+        return float(self.right[self.able].mean()) if self.able.any() else math.nan
 
 
 class Kind(NamedTuple):
@@ -74,16 +82,21 @@ def measure(outcomes: Mapping[Trial, Outcome], kinds: Mapping[str, Kind], task: 
         about: what the rows have in common, beside the condition.
         resamples: of the bootstrap over rows, which all figures share.
     """
-    rights = {CLEAN: outcomes[NOTHING].right} | {str(t): x.right for t, x in outcomes.items() if t != NOTHING}
-    names = list(dict.fromkeys(t.surface for t in outcomes if t != NOTHING))
-    kept = {n: [x.right for t, x in outcomes.items() if _within(t, n, kinds) and kinds[t.attack].own] for n in names}
-    rights |= {f"{name}.{WORST}": np.logical_and.reduce(some) for name, some in kept.items() if some}
-    n = len(outcomes[NOTHING].right)
-    drawn = np.concatenate([np.ones((1, n)), *draws(np.arange(n), resamples, 0)]) / n
+    plain, names = outcomes[NOTHING], list(dict.fromkeys(t.surface for t in outcomes if t != NOTHING))
+    told = {CLEAN: (plain.right, plain.able)} | {str(t): (x.right, x.able) for t, x in outcomes.items() if t != NOTHING}
+    for name in names:
+        kept = [x for t, x in outcomes.items() if _within(t, name, kinds) and kinds[t.attack].own]
+        if kept:
+            told[f"{name}.{WORST}"] = np.logical_and.reduce([x.right for x in kept]), kept[0].able
+    told |= {f"{t}{ITSELF}": (x.source, x.able) for t, x in outcomes.items() if x.source is not None}
+    n = len(plain.right)
+    drawn = np.concatenate([np.ones((1, n)), *draws(np.arange(n), resamples, 0)])
     found = []
-    for condition, right in rights.items():
-        values = drawn @ right
-        found.append(about._replace(condition=condition).row(task, METRIC, values[0], n, *interval(values[1:])))
+    for condition, (right, able) in told.items():
+        of = drawn @ able
+        values = np.divide(drawn @ (right & able), of, out=np.full(len(of), np.nan), where=of > 0)
+        here = about._replace(condition=condition)
+        found.append(here.row(task, METRIC, values[0], int(able.sum()), *interval(values[1:])))
     for trial, outcome in outcomes.items():
         turned = outcomes[NOTHING].right & ~outcome.right
         if trial == NOTHING or kinds[trial.attack].keeps or not turned.any():
@@ -105,7 +118,7 @@ def warnings(outcomes: Mapping[Trial, Outcome], kinds: Mapping[str, Kind]) -> It
 
     A difference of a hundredth of the rows, or of two, is no sign.
     """
-    rates = {t: float(x.right.mean()) for t, x in outcomes.items() if t != NOTHING}
+    rates = {t: x.rate for t, x in outcomes.items() if t != NOTHING and x.able.any()}
     slack = max(0.01, 2.5 / len(outcomes[NOTHING].right))
     for surface in dict.fromkeys(t.surface for t in rates):
         own = {t: x for t, x in rates.items() if _within(t, surface, kinds)}
@@ -122,7 +135,7 @@ def warnings(outcomes: Mapping[Trial, Outcome], kinds: Mapping[str, Kind]) -> It
         rises = [(b - a, f) for (_, a), (f, b) in pairwise(curve) if b > a + slack and f < math.inf]
         if rises:
             yield f"{surface}: accuracy rises again at {max(rises)[1]:g} times ε", max(rises)[0]
-        alone = surface == JOINT or len(dict.fromkeys(t.surface for t in rates)) == 1
+        alone = surface == JOINT or len({t.surface for t in rates if t.factor == math.inf}) == 1
         if alone and curve and curve[-1][0] == math.inf and curve[-1][1] > slack:
             yield f"{surface}: with nearly everything allowed some rows stay right", curve[-1][1]
 
@@ -136,17 +149,19 @@ def sheets(rows: Sequence[Row]) -> Iterator[Sheet]:
     """Surfaces by attacks; what moves how far; the curve along ε; warnings."""
     for task in dict.fromkeys(row.task for row in rows):
         own = {row.condition: row for row in rows if (row.task, row.metric) == (task, METRIC)}
-        known = [Trial.of(name) for name in own if name != CLEAN]
+        known = [Trial.of(name) for name in own if name != CLEAN and not name.endswith(ITSELF)]
         plain = [t for t in known if t.factor == 1]
         names = list(dict.fromkeys(t.surface for t in plain))
         attacks = [a for a in dict.fromkeys(t.attack for t in plain) if a != WORST and FROM not in a]
-        clean, count = own[CLEAN], own[CLEAN].n
+        clean = own[CLEAN]
         numbers = {a: [_figure(own, f"{name}.{a}") for name in names] for a in attacks}
         if any(f"{name}.{WORST}" in own for name in names):
             numbers[WORST] = [report.cell(own[f"{name}.{WORST}"]) if f"{name}.{WORST}" in own else "" for name in names]
         warned = [f"warning: {row.condition} ({row.value:.3f})" for row in rows if (row.task, row.metric) == (task, BROKEN)]
-        title = f"{task}: {METRIC}, {report.cell(clean)} without an attack (n = {count})"
-        yield report.sheet(title, {"attacked": names}, numbers, warned)
+        title = f"{task}: {METRIC}, {report.cell(clean)} without an attack (n = {clean.n})"
+        counts = {name: next(own[str(t)].n for t in plain if t.surface == name) for name in names}
+        some = [f"{name}: of the {count} rows that have it" for name, count in counts.items() if count < clean.n]
+        yield report.sheet(title, {"attacked": names}, numbers, [*some, *warned])
         yield from _transferred(task, own, plain)
         factors = sorted({t.factor for t in known if t.factor != 1} | {1.0} if len(known) > len(plain) else set())
         drawn = list(dict.fromkeys(t for t in known if t.factor != 1 and t.surface in names))
@@ -167,7 +182,12 @@ def _transferred(task: str, own: Mapping[str, Row], plain: Sequence[Trial]) -> I
     for source in dict.fromkeys(t.attack.partition(FROM)[2] for t in over):
         some = [t for t in over if t.attack.partition(FROM)[2] == source]
         names, attacks = (list(dict.fromkeys(x)) for x in zip(*(t[:2] for t in some), strict=True))
-        numbers = {a.partition(FROM)[0]: [_figure(own, f"{name}.{a}") for name in names] for a in attacks}
+        numbers = {}
+        for a in attacks:
+            word = a.partition(FROM)[0]
+            numbers[word] = [_figure(own, f"{name}.{a}") for name in names]
+            there = [_figure(own, f"{name}.{a}{ITSELF}") for name in names]
+            numbers |= {f"{word} (on {source} itself)": there} if any(there) else {}
         notes = [f"found by looking at {source} alone; {WORST} above leaves them out"]
         yield report.sheet(f"{task}: {METRIC}, attacks found on {source}", {"attacked": names}, numbers, notes)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,12 +14,24 @@ from mmkt.model import Model
 from mmkt.parts import ConfigError, Parts, nearest
 from mmkt.perturbed import Words, task_and_rows
 from mmkt.raw import RAW, refuse
-from mmkt.robust_accuracy import JOINT, Kind, Trial, found_on
+from mmkt.robust_accuracy import JOINT, WORST, Kind, Trial, found_on
 from mmkt.surrogate import Surrogate, surrogate
 from mmkt.threat import USUAL, Threat
 from mmkt.types import Attack, Moves
 
 WORDS = Words("evaluate.robustness", "threats", "attacks make a classifier say another class", "nothing")
+ATTACKS: Mapping[str, Mapping[str, Any]] = {
+    "fgsm": {"name": "fgsm"},
+    "pgd": {"name": "pgd", "steps": 20},
+    "apgd_ce": {"name": "apgd", "steps": 30},
+    "apgd_dlr": {"name": "apgd", "steps": 30, "loss": "dlr"},
+    "square": {"name": "square", "queries": 100},
+    "hotflip": {"name": "hotflip"},
+    "characters": {"name": "characters"},
+    "absent": {"name": "absent"},
+}
+"""Where nothing is said."""
+EDITS, MISSING = "edits", "missing modality"  # of surfaces, which no modality is named as
 ALL = {  # a threat that allows nearly everything, by an encoder's kind
     "image": Threat(norm="linf", eps=1.0),
     "audio": Threat(norm="linf", eps=2.0),
@@ -40,10 +52,10 @@ class Siege(NamedTuple):
 
     task: str
     rows: np.ndarray
-    surfaces: Mapping[str, Surface]  # by name: a modality, ``joint``, ``text edits``, ``presence``
+    surfaces: Mapping[str, Surface]  # by name: a modality, ``joint``, ``text edits``, ``missing modality``
     attacks: Mapping[str, Attack]
     curve: Sequence[float]  # factors on ε
-    along: str  # the attack that the curve is drawn with
+    along: str | None  # the attack that the curve is drawn with
     examples: int
     seed: int
     surrogate: Surrogate | None = None  # another model that they are found on too
@@ -74,27 +86,48 @@ def plan(model: Model, feed: Feed, rows: np.ndarray, settings: Attacked, seed: i
     Raises:
         ConfigError: it cannot.
     """
-    where, kinds = WORDS.where, {m: encoder.kind for m, encoder in model.encoders.items()}
+    kinds = {m: encoder.kind for m, encoder in model.encoders.items()}
     usual = {m: Threat(**USUAL[kind]) for m, kind in kinds.items() if kind in RAW}
     usual = {m: threat for m, threat in usual.items() if kinds[m] != "text" or hasattr(model.encoders[m], "embed")}
     threats = settings.threats or usual
     task, some = task_and_rows(model, feed, rows, threats, settings, seed, WORDS)
-    attacks = {name: parts.build("attacks", spec) for name, spec in settings.attacks.items()}
+    specs: Mapping[str, Mapping[str, Any]] = ATTACKS if settings.attacks is None else settings.attacks
+    attacks = {name: parts.build("attacks", spec) for name, spec in specs.items()}
     surfaces: dict[str, Surface] = {m: Surface(("numbers",), {m: threat}) for m, threat in threats.items()}
     if settings.joint and len(threats) > 1:
         surfaces[JOINT] = Surface(("numbers",), dict(threats))
-    surfaces |= {f"{m} edits": Surface(("tokens", "texts"), {m: None}) for m in threats if kinds[m] == "text"}
+    surfaces |= {f"{m} {EDITS}": Surface(("tokens", "texts"), {m: None}) for m in threats if kinds[m] == "text"}
     if len(model.modalities) > 1:
-        surfaces["presence"] = Surface(("presence",), dict.fromkeys(model.modalities))
-    _refuse_idle(model, task, surfaces, attacks, "attacks" in settings.model_fields_set)
-    if settings.curve and settings.along not in attacks:
-        words = f"there is no attack {settings.along!r}{nearest(settings.along, attacks)}; allowed: {', '.join(attacks)}"
-        raise ConfigError([(f"{where}.along", words)])
-    for factor in settings.curve:
-        if factor <= 0:
-            raise ConfigError([(f"{where}.curve", f"{factor:g} times ε lets nothing move: give factors above 0")])
-    found = Siege(task, some, surfaces, attacks, settings.curve, settings.along, settings.examples, seed)
+        surfaces[MISSING] = Surface(("presence",), dict.fromkeys(model.modalities))
+    _refuse_names(threats, settings.joint, attacks)
+    _refuse_idle(model, task, surfaces, attacks, settings.attacks is not None)
+    curve, along = list(settings.curve), _along(settings, attacks)
+    found = Siege(task, some, surfaces, attacks, curve, along, settings.examples, seed)
     return found if settings.source is None else _from(settings.source, found, model, feed, threats)
+
+
+def _along(settings: Attacked, attacks: Mapping[str, Attack]) -> str | None:
+    """The attack that the curve is drawn with: of numbers, and one that ε limits; None where there is no such attack."""
+    for factor in settings.curve:
+        if not 0 < factor < np.inf:
+            words = f"{factor:g} is no factor on ε: give finite ones above 0; nearly everything allowed comes at the end anyway"
+            raise ConfigError([(f"{WORDS.where}.curve", words)])
+    able = [name for name, attack in attacks.items() if attack.moves == "numbers" and attack.keeps]
+    if settings.along is None:
+        return "pgd" if "pgd" in able else next(iter(able), None)
+    if settings.along not in able:
+        known = f"{settings.along} does not keep to ε, which the curve goes along{nearest(settings.along, able)}"
+        words = known if settings.along in attacks else f"there is no attack {settings.along!r}{nearest(settings.along, able)}"
+        raise ConfigError([(f"{WORDS.where}.along", f"{words}; allowed: {', '.join(able) or 'none, so say curve=[]'}")])
+    return settings.along
+
+
+def _refuse_names(threats: Collection[str], joint: bool, attacks: Collection[str]) -> None:
+    """Refuse what the report calls something else."""
+    if WORST in attacks:
+        raise ConfigError([(f"{WORDS.where}.attacks.{WORST}", "is what the worst case by row is called: give it another name")])
+    if joint and JOINT in threats:
+        raise ConfigError([(f"{WORDS.where}.joint", f"{JOINT} is the name of a modality here: say joint=false")])
 
 
 def _from(source: str, siege: Siege, model: Model, feed: Feed, threats: Mapping[str, Threat]) -> Siege:
@@ -139,7 +172,7 @@ def ways(siege: Siege, model: Model) -> Iterator[Way]:
         for word, attack in fitting.items():
             if other is not None and other.takes(attack, surface.threats) and fits(attack, surface, other.model, siege.task):
                 yield Way(Trial(name, found_on(word, other.name)), surface, attack, other)
-        if not siege.curve or siege.along not in fitting:
+        if not siege.curve or siege.along is None or siege.along not in fitting:
             continue
         threats = {m: threat for m, threat in surface.threats.items() if threat is not None}
         for factor in siege.curve:

@@ -10,6 +10,7 @@ from mmkt.config import Section
 from mmkt.parts import ConfigError
 
 Norm = Literal["linf", "l2"]
+MOST, LOUDEST = 1e6, 120  # of ε, and of decibels
 
 
 class Threat(Section):
@@ -36,11 +37,15 @@ class Threat(Section):
         if (self.eps is None) == (self.db is None):
             found = "both" if self.eps is not None else "neither"
             raise ConfigError([(where, f"takes eps or db, found {found}: {{norm: linf, eps: 0.03}}, or {{norm: linf, db: -30}}")])
-        if self.eps is not None and not (0 < self.eps < math.inf):
+        if self.eps is not None and not self.eps > 0:
             words = f"{self.eps:g} lets nothing move: give a number above 0; without an attack it is the plain figure"
             raise ConfigError([(f"{where}.eps", words)])
-        if self.db is not None and not math.isfinite(self.db):
-            raise ConfigError([(f"{where}.db", f"{self.db:g} is no size: give a finite number, −30 is a thirtieth")])
+        if self.eps is not None and self.eps > MOST:
+            words = f"{self.eps:g} is beyond all raw numbers: give {MOST:g} at the most; pixels lie in [0, 1], samples in [−1, 1]"
+            raise ConfigError([(f"{where}.eps", words)])
+        if self.db is not None and not abs(self.db) <= LOUDEST:
+            words = f"{self.db:g} is no size: give a number between −{LOUDEST} and {LOUDEST}, −30 is a thirtieth"
+            raise ConfigError([(f"{where}.db", words)])
 
     def times(self, factor: float) -> Threat:
         """The same norm, so many times as far."""

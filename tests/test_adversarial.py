@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from test_optim import losses, same_after_resuming
 from torch import Tensor, nn
 
 from mmkt import adversary, launch
+from mmkt.attacks.characters import Characters
+from mmkt.attacks.cw import Cw
 from mmkt.attacks.fgsm import Fgsm
 from mmkt.attacks.patch import Patch
 from mmkt.attacks.pgd import Pgd
@@ -27,9 +30,11 @@ from mmkt.heads.classify import Classify as Answers
 from mmkt.learner import Learner
 from mmkt.model import Model
 from mmkt.objectives.classify import Classify
+from mmkt.objectives.trades import Trades
 from mmkt.overfitting import Overfitting
 from mmkt.parts import ConfigError, Parts
 from mmkt.space import SharedSpace
+from mmkt.telemetry import TrainingError
 from mmkt.threat import Threat
 from mmkt.types import Batch, Encoded, Encoder, Phase
 from mmkt.victim import Victim
@@ -468,6 +473,9 @@ def curves(tmp_path_factory, tiny_bert) -> Path:
         found[name] = armed(settings(write(rows, folder / "rows.parquet"), tiny_bert, folder / "unused"), name)
         found[name]["data"] |= {"batch_size": 8}
         found[name]["train"] |= {"steps": 4, "lr": 3e-4, "evaluate_every": 4}
+        own = found[name]["objectives"]["near" if name == "vat" else "kind"]
+        # a sign may turn with the last digit, a direction does not
+        own["threats"] = {m: threat | {"norm": "l2"} for m, threat in own["threats"].items()}
     found["accumulated"] = copy.deepcopy(found["adversarial"])
     found["accumulated"]["train"]["accumulate"], found["accumulated"]["data"]["batch_size"] = 2, 4
     for name, data in found.items():
@@ -477,18 +485,22 @@ def curves(tmp_path_factory, tiny_bert) -> Path:
     return folder
 
 
+NEAR = 1e-4  # batches are padded otherwise, and a climb of ten steps makes more of the last digits than a plain training does
+
+
 def test_two_processes_and_accumulated_batches_give_what_one_gives(curves):
     for name in FORMS:
         one, two = (losses(curves / f"{name}-{world}") for world in (1, 2))
         assert len(one) == 4
-        np.testing.assert_allclose(two, one, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(two, one, atol=NEAR, rtol=0)
     found = [
         [json.loads(line) for line in (curves / f"adversarial-{world}/metrics.jsonl").read_text().splitlines()][-1]
         for world in (1, 2)
     ]
     assert found[0]["robust/kind"] == found[1]["robust/kind"]
-    np.testing.assert_allclose(losses(curves / "accumulated-1"), losses(curves / "adversarial-1"), atol=1e-5, rtol=0)
-    assert len({tuple(losses(curves / f"{name}-1")) for name in FORMS}) == 4
+    np.testing.assert_allclose(losses(curves / "accumulated-1"), losses(curves / "adversarial-1"), atol=NEAR, rtol=0)
+    each = [np.array(losses(curves / f"{name}-1")) for name in FORMS]
+    assert all(abs(a - b).max() > 20 * NEAR for a, b in combinations(each, 2))
 
 
 # ---------------------------------------------------------------- settings and refusals
@@ -539,16 +551,30 @@ def test_features_and_shards_are_refused(tiny_settings, tmp_path, monkeypatch):
     assert learner.objectives["it"].raw
 
 
-def test_an_attack_that_ignores_the_threat_moves_no_row_out_of_turn():
+@pytest.mark.parametrize("attack", [Patch(), Cw(), Characters()])
+def test_attacks_that_no_threat_limits_are_refused(attack):
+    for name in ("adversarial", "single_source"):
+        with pytest.raises(ValueError, match="take fgsm, pgd, apgd or square"):
+            learner_of(name, tiny("a", "b", "c"), {"a": LINF}, attack=attack)
+
+
+def test_two_objectives_draw_other_numbers():
     model = tiny("a")
+    other = Trades(8, ["a"], {"y": 3}, [], task="y", threats={"a": LINF})
+    one = learner_of("trades", model, {"a": LINF})
+    both = Learner(model, {"one": one.objectives["it"], "other": other})
+    torch.manual_seed(0)
+    for objective in both.objectives.values():
+        objective.prepare(both, None)
+    seeds = [int(objective.adversary.seed) for objective in both.objectives.values()]
+    assert seeds[0] != seeds[1]
 
-    class Far(Patch):
-        def __call__(self, victim):
-            return {m: x + 1 for m, x in victim.clean.items()}
 
-    found = crafted(learner_of("adversarial", model, {"a": LINF}, attack=Far()), batch_of("a"))
-    changed = (found.inputs["a"]["vectors"] != batch_of("a").inputs["a"]["vectors"]).flatten(1).any(1)
-    assert torch.equal(changed, batch_of("a").labelled["y"])
+def test_vat_alone_teaches_nothing_and_is_refused(tiny_settings):
+    data = armed(tiny_settings, "vat")
+    data["objectives"] = {"near": data["objectives"]["near"]}
+    with pytest.raises(TrainingError, match="no objective reaches them"):
+        launch.train(experiment(data))
 
 
 def test_the_examples_train_what_they_say(monkeypatch):

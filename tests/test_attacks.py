@@ -316,6 +316,21 @@ def test_decibels_are_of_each_clip():
     assert Threat(db=-20.0).times(0.5).db == pytest.approx(-26.02, abs=0.01)
 
 
+def test_the_nearest_of_a_row_that_lacks_a_modality_is_as_near_as_without_it(model, batch):
+    whole = doubled(batch)
+    text = {name: x[4:] for name, x in whole.inputs["text"].items()}
+    text["items"] = torch.tensor([[-1]] * 4 + [[k] for k in range(4)])  # the first four have none
+    there = whole.present | {"text": torch.arange(8) >= 4}
+    whole = whole._replace(inputs=whole.inputs | {"text": text}, present=there)
+    with torch.no_grad():
+        whole = whole._replace(labels={"kind": model(whole).logits["kind"].argmax(1)})
+    attack, threats = Cw(steps=40, searches=3, c=10.0, lr=0.05), {m: Threat(norm="l2", eps=1.0) for m in ("text", "image")}
+    both, alone = Victim(model, whole, "kind", threats), Victim(model, whole, "kind", {"image": threats["image"]})
+    far = [victim.balls["image"].far(attack(victim)["image"])[victim.rows["image"].argsort()][:4] for victim in (both, alone)]
+    torch.testing.assert_close(far[0], far[1], rtol=1e-6, atol=1e-9)
+    assert (far[1] > 0).any()
+
+
 def test_pixels_at_zero_and_one_move(model, batch):
     whole = doubled(batch)
     pixels = torch.rand(whole.inputs["image"]["pixels"].shape, generator=torch.Generator().manual_seed(0)).double().round()
@@ -336,6 +351,7 @@ def test_pixels_at_zero_and_one_move(model, batch):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_model_and_generators_are_left_as_they_were(model, batch, name):
     frozen = model.encoders["image"]
+    model.zero_grad()  # foolbox leaves some
     model.train()
     frozen.eval()  # as a frozen batch norm is
     modes = {part: part.training for part in model.modules()}

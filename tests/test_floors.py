@@ -16,7 +16,7 @@ FLOORS = [
     ["layers", "push", "kept", "ball", "goal", "raw"],
     ["victim"],
     ["queries", "adversary", "overfitting"],
-    ["substitution"],
+    ["substitution", "crafting"],
     [
         "study",
         "search_file",

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import call, refused
+from conftest import call, experiment, refused, rows_of_three, write
 
 from mmkt.robust_accuracy import BROKEN, FAR, METRIC, NOTHING, Kind, Outcome, Trial, measure, sheets, warnings
 from mmkt.score import About
@@ -45,7 +45,7 @@ def test_the_matrix_of_a_checkpoint(evaluated):
     assert len(right) == 24
     assert abs(own["none"]["value"] * 20 - right.sum()) <= 4  # twenty of the 24 rows are drawn
     surfaces = {Trial.of(name).surface for name in own} - {"none"}
-    assert surfaces == {"text", "image", "audio", "joint", "text edits", "presence"}
+    assert surfaces == {"text", "image", "audio", "joint", "text edits", "missing modality"}
     for name, row in own.items():
         assert row["value"] <= own["none"]["value"], name
         assert row["low"] <= row["value"] <= row["high"]
@@ -53,7 +53,7 @@ def test_the_matrix_of_a_checkpoint(evaluated):
         each = [own[f"{surface}.{attack}"]["value"] for attack in ("fgsm", "pgd", "square")]
         assert own[f"{surface}.worst"]["value"] <= min(each)
         assert {f"{surface}.pgd@0.5", f"{surface}.pgd@inf"} <= own.keys()
-    assert "presence.worst" not in own  # a count of edits is no ε
+    assert "missing modality.worst" not in own  # a count of edits is no ε
     assert "image.absent" not in own
     far = [row for row in rows if row["metric"] == FAR]
     assert {row["condition"].partition(".")[2] for row in far} == {"cw"}
@@ -91,7 +91,7 @@ def test_one_row_at_a_time_changes_nothing(evaluated, trained, tmp_path):
 
 def outcome(*right):
     right = np.array(right, dtype=bool)
-    return Outcome(right, (~right).astype(int), {"image": np.where(right, 0.0, 2.0)})
+    return Outcome(right, (~right).astype(int), {"image": np.where(right, 0.0, 2.0)}, np.ones(len(right), dtype=bool))
 
 
 KINDS = {"fgsm": Kind(True, True), "pgd": Kind(True, True), "square": Kind(False, True), "cw": Kind(True, False)}
@@ -174,8 +174,12 @@ def test_the_flag_asks_for_the_usual_attacks(trained, capfd, tmp_path):
         ("threats={image: {eps: 0}}", "evaluate.robustness.threats.image.eps: 0 lets nothing move"),
         ("threats={image: {eps: -1}}", "-1 lets nothing move"),
         ("threats={image: {epsilon: 1}}", "epsilon"),
-        ("attacks={square: square}", "no attack 'pgd'; allowed: square"),
-        ("curve=[-1]", "-1 times ε lets nothing move"),
+        ("along=pgdd", "there is no attack 'pgdd'; did you mean 'pgd'?; allowed: fgsm, pgd"),
+        ("along=hotflip", "hotflip does not keep to ε"),
+        ("curve=[-1]", "-1 is no factor on ε"),
+        ("curve=[.inf]", "inf is no factor on ε"),
+        ("threats={image: {eps: 1.0e+40}}", "1e+40 is beyond all raw numbers"),
+        ("attacks={worst: pgd}", "is what the worst case by row is called"),
         ("task=size", "there is no task 'size'"),
         ("attacks={pgd: {name: pgd, steps: 0}}", "steps"),
         ("attacks={pgd: pgdd}", "did you mean 'pgd'"),
@@ -204,3 +208,50 @@ def test_a_model_that_answers_nan_withstands_nothing(trained, tmp_path, capfd):
     save_file(tensors, broken / "model.safetensors")
     small = ["evaluate.robustness.attacks={pgd: pgd}", "evaluate.metrics={}", "evaluate.resamples=0", "evaluate.page=false"]
     assert "kind's logits are not finite for" in refused(capfd, "evaluate", broken, *small, "evaluate.subsets=false")
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory, tiny_bert):
+    """Half of the test rows have no text, three quarters no picture; and a model of one modality."""
+    folder = tmp_path_factory.mktemp("few")
+    rows = rows_of_three(60)
+    for k, row in enumerate(rows):
+        row["text"] = None if k % 2 else row["text"]
+        row["image"] = None if k % 4 else row["image"]
+    return write(rows, folder / "rows.parquet")
+
+
+def test_rows_without_what_is_attacked_say_nothing(trained, few, tmp_path):
+    from mmkt.evaluate import evaluate
+
+    asked = ["evaluate.robustness.attacks={pgd: {name: pgd, steps: 3}, absent: absent}", "evaluate.robustness.curve=[]"]
+    asked += ["evaluate.robustness.threats={image: {eps: 0.9}, text: {norm: l2, db: 10}}", f"data.manifest={few}", *QUICK[:2]]
+    found, _ = evaluate(str(trained), [*asked, "data.batch_size=1", "evaluate.page=false"], out=str(tmp_path / "e"))
+    own = figures([row._asdict() for row in found.across["attacks"]])
+    counts = {name: row["n"] for name, row in own.items()}
+    assert counts["text.pgd"] == counts["joint.pgd"] == counts["none"]  # rows with neither are not drawn
+    assert counts["image.pgd"] * 2 == counts["text.pgd"]
+    assert any("image: of the" in note for one in sheets(found.across["attacks"]) for note in one.notes)
+    assert own["image.pgd"]["value"] in np.arange(counts["image.pgd"] + 1) / counts["image.pgd"]
+
+
+@pytest.mark.parametrize("m", ["image", "text", "audio"])
+def test_the_usual_attacks_fit_a_model_of_one_modality(tiny_settings, capfd, m):
+    from mmkt import launch
+
+    data = tiny_settings
+    data["model"]["encoders"] = {m: data["model"]["encoders"][m]}
+    data["train"] |= {"steps": 1, "evaluate_every": 1}
+    launch.train(experiment(data))
+    small = ["evaluate.robustness.rows=2", "evaluate.robustness.curve=[]", "evaluate.page=false", "evaluate.resamples=0"]
+    status, out, err = call(capfd, "evaluate", f"{data['run']}/best", "--robustness", *small)
+    assert status == 0, err
+    assert "are left out: " in out + err
+    assert f"{m} " in out[out.index("robust accuracy") :]
+
+
+def test_no_row_that_could_be_attacked_is_refused(trained, capfd, tmp_path):
+    rows = [row | ({"text": None} if row["split"] == "test" else {}) for row in rows_of_three(40)]
+    manifest = f"data.manifest={write(rows, tmp_path / 'rows.parquet')}"
+    asked = "evaluate.robustness.threats={text: {norm: l2, db: 10}}"
+    assert "labelled rows has any of text" in refused(capfd, "evaluate", trained, asked, manifest, *QUICK)

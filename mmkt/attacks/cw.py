@@ -85,15 +85,16 @@ class Cw(Attack):
         return found
 
     def _far(self, victim: Victim, points: Points) -> Tensor:
-        """The squared distance of every row, (B,); of several modalities in units of the first one's ε."""
+        """The squared distance of every row, (B,); of several modalities in units of the first one's ε that the row has."""
         first = victim.balls[victim.modalities[0]]
         whole = torch.zeros(victim.batch.size, dtype=first.centre.dtype, device=first.centre.device)
-        unit: Tensor | None = None
+        eps = {m: whole.scatter_reduce(0, victim.rows[m], b.eps.flatten(), "amax") for m, b in victim.balls.items()}
+        unit = whole
+        for own in eps.values():
+            unit = torch.where(unit > 0, unit, own)
         for m, ball in victim.balls.items():
             squares = (points[m] - ball.centre).flatten(1).square().sum(1)  # (N,)
-            eps = torch.zeros_like(whole).scatter_reduce(0, victim.rows[m], ball.eps.flatten(), "amax")
-            unit = eps if unit is None else unit
-            weight = (unit / eps.clamp(min=1e-12)).square()
+            weight = torch.where(eps[m] > 0, unit / eps[m].clamp(min=1e-12), 1.0).square()
             whole = whole.index_add(0, victim.rows[m], squares * weight[victim.rows[m]])
         return whole
 

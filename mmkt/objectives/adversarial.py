@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from mmkt import adversary
+from mmkt.crafting import Crafting
 from mmkt.overfitting import Overfitting
 from mmkt.threat import Threat
-from mmkt.types import Attack, Batch, Objective, Outputs, Phase, Resources
-from mmkt.victim import precise
+from mmkt.types import Attack, Batch, Outputs, Phase
 
 if TYPE_CHECKING:
-    from mmkt.feed import Feed
     from mmkt.learner import Learner
     from mmkt.model import Model
 
 
-class Adversarial(Objective):
+class Adversarial(Crafting):
     """Adversarial training (Goodfellow et al., 2015; Madry et al., 2018): min_θ Σ max_{δ ∈ threat} CE(f(x + δ), y).
 
     ``attack: pgd`` is Madry et al.'s, ``{name: fgsm, start: true, size: 1.25}`` the fast one of Wong et al. (2020), and plain
@@ -32,8 +29,6 @@ class Adversarial(Objective):
 
     In evaluation nothing is crafted: the loss is that of the rows as they come.
     """
-
-    raw = True
 
     def __init__(
         self,
@@ -65,16 +60,10 @@ class Adversarial(Objective):
             beside: attacked rows stand beside clean ones, not in their place.
             watch: validation rows whose accuracy under FGSM and PGD is logged with every evaluation.
         """
-        super().__init__()
-        self.adversary = adversary.Adversary(task, threats, modalities, jointly=jointly, share=share)
-        self.adversary.refuse_attack(attack)
-        self.overfitting = Overfitting(task, threats, watch)
-        self.task, self.attack, self.beside = task, attack, beside
-        self.key = f"crafted {id(self)}"
-
-    def prepare(self, learner: Learner, resources: Resources) -> None:
-        """Draw the seed."""
-        self.adversary.prepare(learner.model)
+        limits = adversary.Adversary(task, threats, modalities, jointly=jointly, share=share)
+        limits.refuse_attack(attack)
+        super().__init__(limits, Overfitting(task, threats, watch))
+        self.attack, self.beside = attack, beside
 
     def begin(self, learner: Learner, phase: Phase) -> None:
         """Before a phase.
@@ -82,8 +71,8 @@ class Adversarial(Objective):
         Raises:
             ValueError: the model is sharded, or another objective would craft from rows that are no longer clean.
         """
-        self.adversary.refuse_sharded(learner)
-        others = [n for n, other in learner.parts() if other is not self and type(other).craft is not Objective.craft]
+        super().begin(learner, phase)
+        others = self.others(learner)
         if others and not self.beside:
             raise ValueError(f"adversarial: {others[0]} crafts from the same rows, which are attacked already: set beside: true")
 
@@ -97,20 +86,7 @@ class Adversarial(Objective):
 
     def forward(self, model: Model, batch: Batch, outputs: Outputs) -> Tensor:
         """Sum over the labelled rows, ()."""
-        logits, crafted = precise(outputs.logits[self.task]), adversary.carried(batch, self.key)
+        logits, crafted = outputs.logits[self.task], adversary.carried(batch, self.key)
         if crafted:
             (logits,) = self.adversary.answers(model, batch, [crafted])
-        loss = F.cross_entropy(logits, batch.labels[self.task], reduction="none")
-        return loss.masked_fill(~batch.labelled[self.task], 0.0).sum()
-
-    def count(self, batch: Batch) -> Tensor:
-        """The labelled rows."""
-        return batch.labelled[self.task].sum()
-
-    def stepped(self, learner: Learner, progress: float) -> None:
-        """Other random numbers from now on."""
-        self.adversary.stepped()
-
-    def watched(self, learner: Learner, feed: Feed, rows: np.ndarray) -> dict[str, float]:
-        """Accuracy under attack."""
-        return self.overfitting.watched(learner, feed, rows)
+        return self.supervised(logits, batch).sum()

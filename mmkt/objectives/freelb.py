@@ -6,25 +6,22 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from mmkt import adversary
+from mmkt.crafting import Crafting
 from mmkt.overfitting import Overfitting
 from mmkt.threat import Threat
-from mmkt.types import Batch, Objective, Outputs, Phase, Resources
-from mmkt.victim import precise
+from mmkt.types import Batch, Outputs
 
 if TYPE_CHECKING:
-    from mmkt.feed import Feed
     from mmkt.learner import Learner
     from mmkt.model import Model
 
 
-class Freelb(Objective):
+class Freelb(Crafting):
     """FreeLB (Zhu et al., 2020): (1/K) Σ_k CE(f(x + δ_k), y), δ_0 random, δ_{k+1} = Π(δ_k + α g_k / ‖g_k‖).
 
     Made for token embeddings (a threat of ``norm: l2``), which move and learn. The way is walked in evaluation mode before the
@@ -34,8 +31,6 @@ class Freelb(Objective):
 
     In evaluation nothing is crafted: the loss is that of the rows as they come.
     """
-
-    raw = True
 
     def __init__(
         self,
@@ -65,20 +60,10 @@ class Freelb(Objective):
             jointly: in all of these modalities at once; otherwise each row draws one of those that it has.
             watch: validation rows whose accuracy under FGSM and PGD is logged with every evaluation.
         """
-        super().__init__()
-        self.adversary = adversary.Adversary(task, threats, modalities, jointly=jointly)
-        self.overfitting = Overfitting(task, threats, watch)
-        self.task, self.steps = task, steps
+        super().__init__(adversary.Adversary(task, threats, modalities, jointly=jointly), Overfitting(task, threats, watch))
+        self.steps = steps
         self.size = 2.5 / steps if size is None else size
-        self.keys = [f"crafted {id(self)} {k}" for k in range(steps)]
-
-    def prepare(self, learner: Learner, resources: Resources) -> None:
-        """Draw the seed."""
-        self.adversary.prepare(learner.model)
-
-    def begin(self, learner: Learner, phase: Phase) -> None:
-        """Before a phase; a sharded model is refused."""
-        self.adversary.refuse_sharded(learner)
+        self.keys = [f"{self.key} {k}" for k in range(steps)]
 
     def craft(self, learner: Learner, batch: Batch) -> Batch:
         """Walk uphill, and keep every point."""
@@ -90,21 +75,7 @@ class Freelb(Objective):
 
     def forward(self, model: Model, batch: Batch, outputs: Outputs) -> Tensor:
         """Sum over the labelled rows, ()."""
-        each, crafted = [precise(outputs.logits[self.task])], [adversary.carried(batch, key) for key in self.keys]
+        each, crafted = [outputs.logits[self.task]], [adversary.carried(batch, key) for key in self.keys]
         if crafted[0]:
             each = self.adversary.answers(model, batch, crafted)
-        y = batch.labels[self.task]
-        loss = torch.stack([F.cross_entropy(logits, y, reduction="none") for logits in each]).mean(0)
-        return loss.masked_fill(~batch.labelled[self.task], 0.0).sum()
-
-    def count(self, batch: Batch) -> Tensor:
-        """The labelled rows."""
-        return batch.labelled[self.task].sum()
-
-    def stepped(self, learner: Learner, progress: float) -> None:
-        """Other random numbers from now on."""
-        self.adversary.stepped()
-
-    def watched(self, learner: Learner, feed: Feed, rows: np.ndarray) -> dict[str, float]:
-        """Accuracy under attack."""
-        return self.overfitting.watched(learner, feed, rows)
+        return torch.stack([self.supervised(logits, batch) for logits in each]).mean(0).sum()

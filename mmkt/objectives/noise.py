@@ -5,30 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from mmkt import adversary
+from mmkt.crafting import Crafting
 from mmkt.parts import ConfigError, nearest
 from mmkt.threat import gaussian
-from mmkt.types import Batch, Objective, Outputs, Phase, Resources
-from mmkt.victim import precise
+from mmkt.types import Batch, Outputs, Phase, Resources
 
 if TYPE_CHECKING:
     from mmkt.learner import Learner
     from mmkt.model import Model
 
 
-class Noise(Objective):
+class Noise(Crafting):
     """Training for randomised smoothing (Cohen et al., 2019): CE(f(x + σ ⊙ ε), y), ε normal and drawn anew, one σ a modality.
 
     It goes in the place of ``classify``: noisy rows take the clean ones' place before the forward, unlabelled ones too, so that
     every objective of the phase sees them. Smooth with the same σ (``evaluate.smoothing``). What is drawn depends on the seed,
     the step and the row alone. In evaluation nothing is added.
     """
-
-    raw = True
 
     def __init__(
         self,
@@ -55,13 +52,11 @@ class Noise(Objective):
         Raises:
             ValueError: noise of no size, or of a modality that the model has not.
         """
-        super().__init__()
         unknown = [m for m in sigma if m not in modalities]
         if unknown:
             found = f"there is no modality {unknown[0]!r}{nearest(unknown[0], modalities)}"
             raise ValueError(f"sigma.{unknown[0]}: {found}; the model has {', '.join(modalities)}")
-        self.adversary = adversary.Adversary(task, gaussian(sigma), modalities, share=share, labelled=False)
-        self.task = task
+        super().__init__(adversary.Adversary(task, gaussian(sigma), modalities, share=share, labelled=False))
 
     def prepare(self, learner: Learner, resources: Resources) -> None:
         """Draw the seed.
@@ -70,7 +65,7 @@ class Noise(Objective):
             ConfigError: the task is no classification, or a modality has no raw numbers.
         """
         try:
-            self.adversary.prepare(learner.model)
+            super().prepare(learner, resources)
         except ConfigError as error:
             raise ConfigError([(path.replace("threats", "sigma"), words) for path, words in error.problems]) from error
 
@@ -80,8 +75,8 @@ class Noise(Objective):
         Raises:
             ValueError: the model is sharded, or another objective would craft from rows that are no longer clean.
         """
-        self.adversary.refuse_sharded(learner)
-        others = [n for n, other in learner.parts() if other is not self and type(other).craft is not Objective.craft]
+        super().begin(learner, phase)
+        others = self.others(learner)
         if others:
             raise ValueError(f"noise: {others[0]} crafts from the same rows, which have noise already: train with one of the two")
 
@@ -93,13 +88,4 @@ class Noise(Objective):
 
     def forward(self, model: Model, batch: Batch, outputs: Outputs) -> Tensor:
         """Sum over the labelled rows, ()."""
-        loss = F.cross_entropy(precise(outputs.logits[self.task]), batch.labels[self.task], reduction="none")
-        return loss.masked_fill(~batch.labelled[self.task], 0.0).sum()
-
-    def count(self, batch: Batch) -> Tensor:
-        """The labelled rows."""
-        return batch.labelled[self.task].sum()
-
-    def stepped(self, learner: Learner, progress: float) -> None:
-        """Other random numbers from now on."""
-        self.adversary.stepped()
+        return self.supervised(outputs.logits[self.task], batch).sum()

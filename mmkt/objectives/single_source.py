@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmkt import adversary
+from mmkt.crafting import Crafting
 from mmkt.layers.consistency import judged, refuse_two, scores_of
 from mmkt.threat import Threat
-from mmkt.types import Attack, Batch, Objective, Outputs, Phase, Resources
+from mmkt.types import Attack, Batch, Outputs
 from mmkt.victim import Victim, precise
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from mmkt.model import Model
 
 
-class SingleSource(Objective):
+class SingleSource(Crafting):
     """Training against single-source adversaries (Yang et al., 2021): CE(f(x*), y) − log q_m(x*), for the fusion ``odd_one_out``.
 
     x* is the row with one of its modalities m, drawn anew in every step, attacked through the whole model, check and all: what
@@ -29,8 +30,6 @@ class SingleSource(Objective):
     nothing, and of those with fewer than three modalities no q_m is asked for. In evaluation nothing is attacked, and the loss is
     zero.
     """
-
-    raw = True
 
     def __init__(
         self,
@@ -57,20 +56,11 @@ class SingleSource(Objective):
         Raises:
             ValueError: fewer than three modalities, or threats that cannot be carried out.
         """
-        super().__init__()
         refuse_two(modalities)
-        self.adversary = adversary.Adversary(task, threats, modalities, jointly=False)
-        self.adversary.refuse_attack(attack)
-        self.task, self.attack, self.modalities = task, attack, tuple(modalities)
-        self.key = f"crafted {id(self)}"
-
-    def prepare(self, learner: Learner, resources: Resources) -> None:
-        """Draw the seed."""
-        self.adversary.prepare(learner.model)
-
-    def begin(self, learner: Learner, phase: Phase) -> None:
-        """Before a phase; a sharded model is refused."""
-        self.adversary.refuse_sharded(learner)
+        limits = adversary.Adversary(task, threats, modalities, jointly=False)
+        limits.refuse_attack(attack)
+        super().__init__(limits)
+        self.attack, self.modalities = attack, tuple(modalities)
 
     def craft(self, learner: Learner, batch: Batch) -> Batch:
         """Attack one modality of every row, and note which."""
@@ -104,10 +94,6 @@ class SingleSource(Objective):
         """The labelled rows that have one of the modalities."""
         there = torch.stack([batch.present[m] for m in self.adversary.threats]).any(0)
         return (there & batch.labelled[self.task]).sum()
-
-    def stepped(self, learner: Learner, progress: float) -> None:
-        """Other random numbers from now on."""
-        self.adversary.stepped()
 
 
 def _turned(victim: Victim, m: str, x: Tensor) -> Tensor:

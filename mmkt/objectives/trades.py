@@ -6,25 +6,23 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from mmkt import adversary
+from mmkt.crafting import Crafting
 from mmkt.overfitting import Overfitting
 from mmkt.threat import Threat
-from mmkt.types import Batch, Objective, Outputs, Phase, Resources
+from mmkt.types import Batch, Outputs
 from mmkt.victim import precise
 
 if TYPE_CHECKING:
-    from mmkt.feed import Feed
     from mmkt.learner import Learner
     from mmkt.model import Model
 
 
-class Trades(Objective):
+class Trades(Crafting):
     """TRADES (Zhang et al., 2019): Σ over labelled rows of CE(f(x), y) + β · max_{δ ∈ threat} KL(f(x) ‖ f(x + δ)).
 
     The maximum is sought by signed steps (in L2 along the gradient) from a random place near the row, where the divergence has no
@@ -33,8 +31,6 @@ class Trades(Objective):
 
     In evaluation nothing is crafted: the loss is the cross-entropy.
     """
-
-    raw = True
 
     def __init__(
         self,
@@ -68,20 +64,9 @@ class Trades(Objective):
             jointly: in all of these modalities at once; otherwise each row draws one of those that it has.
             watch: validation rows whose accuracy under FGSM and PGD is logged with every evaluation.
         """
-        super().__init__()
-        self.adversary = adversary.Adversary(task, threats, modalities, jointly=jointly)
-        self.overfitting = Overfitting(task, threats, watch)
-        self.task, self.beta, self.steps, self.start = task, beta, steps, start
+        super().__init__(adversary.Adversary(task, threats, modalities, jointly=jointly), Overfitting(task, threats, watch))
+        self.beta, self.steps, self.start = beta, steps, start
         self.size = 2.5 / steps if size is None else size
-        self.key = f"crafted {id(self)}"
-
-    def prepare(self, learner: Learner, resources: Resources) -> None:
-        """Draw the seed."""
-        self.adversary.prepare(learner.model)
-
-    def begin(self, learner: Learner, phase: Phase) -> None:
-        """Before a phase; a sharded model is refused."""
-        self.adversary.refuse_sharded(learner)
 
     def craft(self, learner: Learner, batch: Batch) -> Batch:
         """Seek what is answered most differently."""
@@ -97,20 +82,8 @@ class Trades(Objective):
     def forward(self, model: Model, batch: Batch, outputs: Outputs) -> Tensor:
         """Sum over the labelled rows, ()."""
         clean, crafted = precise(outputs.logits[self.task]), adversary.carried(batch, self.key)
-        loss = F.cross_entropy(clean, batch.labels[self.task], reduction="none")
+        loss = self.supervised(clean, batch)
         if crafted:
             (moved,) = self.adversary.answers(model, batch, [crafted])
-            loss = loss + self.beta * adversary.divergence(clean, moved)
-        return loss.masked_fill(~batch.labelled[self.task], 0.0).sum()
-
-    def count(self, batch: Batch) -> Tensor:
-        """The labelled rows."""
-        return batch.labelled[self.task].sum()
-
-    def stepped(self, learner: Learner, progress: float) -> None:
-        """Other random numbers from now on."""
-        self.adversary.stepped()
-
-    def watched(self, learner: Learner, feed: Feed, rows: np.ndarray) -> dict[str, float]:
-        """Accuracy under attack."""
-        return self.overfitting.watched(learner, feed, rows)
+            loss = loss + self.beta * adversary.divergence(clean, moved).masked_fill(~batch.labelled[self.task], 0.0)
+        return loss.sum()

@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from mmkt import adversary
+from mmkt.crafting import Crafting
 from mmkt.threat import Threat
-from mmkt.types import Batch, Objective, Outputs, Phase, Resources
+from mmkt.types import Batch, Outputs
 from mmkt.victim import precise
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from mmkt.model import Model
 
 
-class Vat(Objective):
+class Vat(Crafting):
     """Virtual adversarial training (Miyato et al., 2018): Σ KL(f(x) ‖ f(x + r)), r = ε d, d the direction that changes f most.
 
     d is found by power iteration: d ← ∇_r KL(f(x) ‖ f(x + r)) at r = ξ ε d, divided by its length, from a random one. f(x) is
@@ -28,7 +29,7 @@ class Vat(Objective):
     norm is L2; under ``linf`` d is a sign. In evaluation nothing is crafted, and the loss is zero.
     """
 
-    raw = True
+    serves = False  # alone it would teach a constant
 
     def __init__(
         self,
@@ -56,18 +57,8 @@ class Vat(Objective):
             xi: ξ, as a share of ε.
             jointly: in all of these modalities at once; otherwise each row draws one of those that it has.
         """
-        super().__init__()
-        self.adversary = adversary.Adversary(task, threats, modalities, jointly=jointly, labelled=False)
-        self.task, self.modalities, self.iterations, self.xi = task, tuple(threats), iterations, xi
-        self.key = f"crafted {id(self)}"
-
-    def prepare(self, learner: Learner, resources: Resources) -> None:
-        """Draw the seed."""
-        self.adversary.prepare(learner.model)
-
-    def begin(self, learner: Learner, phase: Phase) -> None:
-        """Before a phase; a sharded model is refused."""
-        self.adversary.refuse_sharded(learner)
+        super().__init__(adversary.Adversary(task, threats, modalities, jointly=jointly, labelled=False))
+        self.modalities, self.iterations, self.xi = tuple(threats), iterations, xi
 
     def craft(self, learner: Learner, batch: Batch) -> Batch:
         """Seek the direction."""
@@ -96,7 +87,3 @@ class Vat(Objective):
 
     def _there(self, batch: Batch) -> Tensor:
         return torch.stack([batch.present[m] for m in self.modalities]).any(0)
-
-    def stepped(self, learner: Learner, progress: float) -> None:
-        """Other random numbers from now on."""
-        self.adversary.stepped()
