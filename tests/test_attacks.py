@@ -26,7 +26,8 @@ from mmkt.goal import Goal
 from mmkt.modes import evaluating
 from mmkt.parts import ConfigError, Parts
 from mmkt.threat import Threat
-from mmkt.victim import Victim, Worst
+from mmkt.victim import Victim
+from mmkt.worst import Worst
 
 THREATS = {
     "image": Threat(norm="linf", eps=0.1),

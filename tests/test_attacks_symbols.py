@@ -32,7 +32,8 @@ from mmkt.space import SharedSpace
 from mmkt.texts import texts_of
 from mmkt.threat import Threat
 from mmkt.types import Encoded
-from mmkt.victim import Victim, Worst
+from mmkt.victim import Victim
+from mmkt.worst import Worst
 
 STARTS = ["play", "film", "movie", "great", "good", "bad", "was", "the", "runs", "Great", "run"]
 PIECES = [

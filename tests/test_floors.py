@@ -15,7 +15,7 @@ FLOORS = [
     ["experiment", "schema", "pretrained", "checkpoint"],
     ["layers", "push", "kept", "ball", "goal", "raw"],
     ["victim"],
-    ["queries", "adversary", "overfitting"],
+    ["queries", "adversary", "overfitting", "worst"],
     ["substitution", "crafting"],
     [
         "study",

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mmkt.goal import Loss
 from mmkt.types import Attack
-from mmkt.victim import Points, Victim, Worst
+from mmkt.victim import Points, Victim
+from mmkt.worst import Worst
 
 MOMENTUM, RISES = 0.75, 0.75  # α and ρ of the paper
 

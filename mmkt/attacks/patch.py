@@ -13,7 +13,8 @@ from mmkt.ball import Ball, stretch
 from mmkt.generators import seed_of
 from mmkt.parts import ConfigError
 from mmkt.types import Attack
-from mmkt.victim import Victim, Worst
+from mmkt.victim import Victim
+from mmkt.worst import Worst
 
 
 class Patch(Attack):

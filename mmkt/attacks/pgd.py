@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mmkt.goal import Loss
 from mmkt.types import Attack
-from mmkt.victim import Victim, Worst
+from mmkt.victim import Victim
+from mmkt.worst import Worst
 
 
 class Pgd(Attack):

@@ -11,7 +11,8 @@ from torch import Tensor
 from mmkt.ball import stretch
 from mmkt.generators import seed_of
 from mmkt.types import Attack
-from mmkt.victim import Victim, Worst
+from mmkt.victim import Victim
+from mmkt.worst import Worst
 
 HALVES = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the queries after which the window's share is halved
 
