@@ -93,6 +93,9 @@ def measure(
     if asked.siege is not None:
         siege, outcomes = asked.siege, answers.attacked.outcomes
         found["attacks"] = robust_accuracy.measure(outcomes, siege.kinds, siege.task, about, settings.resamples)
+        if siege.target is not None:
+            name = model.heads[siege.task].vocabulary["classes"][siege.target]
+            found["attacks"].append(robust_accuracy.aimed(about, siege.task, name, siege.target))
     if asked.smoothing is not None and answers.certificates is not None:
         found["certificates"] = certified.measure(answers.certificates, asked.smoothing, about, settings.resamples)
     if asked.items is not None:

@@ -129,6 +129,8 @@ class _Stage(NamedTuple):
         if not self.batch.size or not any(m in self.batch.inputs for m in way.surface.threats):
             return None
         more: Any = {"seed": self.siege.seed, "moves": way.attack.moves, "texts": self.texts}
+        if self.siege.target is not None:
+            more["targets"] = torch.full_like(self.batch.labels[self.siege.task], self.siege.target)
         return Victim(self.model, self.batch, self.siege.task, way.surface.threats, **more)
 
     def finder(self, way: Way, victim: Victim) -> Victim:
@@ -171,8 +173,8 @@ def _able(batch: Batch, way: Way) -> Tensor:
 
 def _tried(victim: Victim, points: Symbols, trial: Trial, keeps: bool, shown: Collection[int]) -> tuple[_Part, Example | None]:
     """What is said of points, and the first row that they turned and that was not shown yet."""
-    said = victim.logits(points).argmax(1)
-    right, far = said == victim.goal.labels, {}
+    logits = victim.logits(points)
+    said, right, far = logits.argmax(1), ~victim.goal.reached(logits), {}
     for m, ball in victim.balls.items():
         own = ball if keeps else ball._replace(norm="l2")
         zero = torch.zeros(len(said), dtype=ball.centre.dtype, device=ball.centre.device)

@@ -228,6 +228,8 @@ class Attacked(Section):
     """By the name that the report gives them; the worst case by row is over those that keep to the threat's ε. By default
     ``fgsm``, ``pgd`` of 20 steps, ``apgd`` of 30 on two losses, ``square`` of 100 queries, ``hotflip``, ``characters`` and
     ``absent``, where they fit."""
+    target: str | int | float | bool | None = None
+    """A class that the attacker wants to be said, of rows that are of another; by default any but the label will do."""
     source: str | None = None
     """Another checkpoint, a folder or a Hub id: what attacks find on it with its gradients (or of texts, its answers) is given
     to this model, whose own stay hidden. It counts for the warnings, not for the worst case."""

@@ -15,7 +15,7 @@ from mmkt.score import About, draws, interval
 from mmkt.types import Row
 
 JOINT, WORST, CLEAN = "joint", "worst", "none"
-METRIC, FAR, BROKEN = "robust accuracy", "median distance", "warning"
+METRIC, FAR, BROKEN, TARGET = "robust accuracy", "median distance", "warning", "target"
 ITSELF = " on itself"  # of what a source answers to what was found on it
 FROM = " from "  # between an attack and the model that it was found on, where that is another
 
@@ -109,6 +109,11 @@ def measure(outcomes: Mapping[Trial, Outcome], kinds: Mapping[str, Kind], task: 
     return found
 
 
+def aimed(about: About, task: str, name: object, number: int) -> Row:
+    """Says which class the attacker wanted: a row then counts as right unless that is said."""
+    return about._replace(condition=str(name)).row(task, TARGET, number, 0)
+
+
 def _within(trial: Trial, surface: str, kinds: Mapping[str, Kind]) -> bool:
     return trial.surface == surface and trial.factor == 1 and trial.attack in kinds and kinds[trial.attack].keeps
 
@@ -161,7 +166,9 @@ def sheets(rows: Sequence[Row]) -> Iterator[Sheet]:
         title = f"{task}: {METRIC}, {report.cell(clean)} without an attack (n = {clean.n})"
         counts = {name: next(own[str(t)].n for t in plain if t.surface == name) for name in names}
         some = [f"{name}: of the {count} rows that have it" for name, count in counts.items() if count < clean.n]
-        yield report.sheet(title, {"attacked": names}, numbers, [*some, *warned])
+        wanted = [row.condition for row in rows if (row.task, row.metric) == (task, TARGET)]
+        aim = [f"the attacker wants {name!r} to be said, of rows of other classes; all else counts as right" for name in wanted]
+        yield report.sheet(title, {"attacked": names}, numbers, [*aim, *some, *warned])
         yield from _transferred(task, own, plain)
         factors = sorted({t.factor for t in known if t.factor != 1} | {1.0} if len(known) > len(plain) else set())
         drawn = list(dict.fromkeys(t for t in known if t.factor != 1 and t.surface in names))

@@ -58,6 +58,7 @@ class Siege(NamedTuple):
     along: str | None  # the attack that the curve is drawn with
     examples: int
     seed: int
+    target: int | None = None  # the number of the class that should be said; None: any but the label
     surrogate: Surrogate | None = None  # another model that they are found on too
 
     @property
@@ -102,8 +103,24 @@ def plan(model: Model, feed: Feed, rows: np.ndarray, settings: Attacked, seed: i
     _refuse_names(threats, settings.joint, attacks)
     _refuse_idle(model, task, surfaces, attacks, settings.attacks is not None)
     curve, along = list(settings.curve), _along(settings, attacks)
-    found = Siege(task, some, surfaces, attacks, curve, along, settings.examples, seed)
+    target = None if settings.target is None else _target(settings.target, model.heads[task].vocabulary["classes"])
+    if target is not None:
+        some = some[feed.labels[task][0].numpy()[some] != target]
+        if not len(some):
+            words = f"all rows that are attacked are of {settings.target!r}: name a class that some are not of"
+            raise ConfigError([(f"{WORDS.where}.target", words)])
+    found = Siege(task, some, surfaces, attacks, curve, along, settings.examples, seed, target)
     return found if settings.source is None else _from(settings.source, found, model, feed, threats)
+
+
+def _target(wanted: Any, classes: Sequence[Any]) -> int:
+    """The number of a class, which may be written as text where it is none."""
+    known = [k for k, name in enumerate(classes) if name == wanted or str(name) == str(wanted)]
+    if not known:
+        names = [str(name) for name in classes]
+        words = f"there is no class {wanted!r}{nearest(str(wanted), names)}; allowed: {', '.join(names[:50])}"
+        raise ConfigError([(f"{WORDS.where}.target", words)])
+    return known[0]
 
 
 def _along(settings: Attacked, attacks: Mapping[str, Attack]) -> str | None:

@@ -69,6 +69,8 @@ class Surrogate(NamedTuple):
             ConfigError: a row's raw inputs are not the same.
         """
         more: Any = {"seed": theirs.seed, "moves": theirs.moves, "texts": texts}
+        if theirs.goal.targets is not None:
+            more["targets"] = self.order.to(batch.row.device)[theirs.goal.targets]
         own = Victim(self.model, batch, self.task, threats, **more)
         for m, ours in own.came.items():
             other = theirs.came[m]

@@ -176,6 +176,7 @@ def test_the_flag_asks_for_the_usual_attacks(trained, capfd, tmp_path):
         ("threats={image: {epsilon: 1}}", "epsilon"),
         ("along=pgdd", "there is no attack 'pgdd'; did you mean 'pgd'?; allowed: fgsm, pgd"),
         ("along=hotflip", "hotflip does not keep to ε"),
+        ("target=k99", "there is no class 'k99'; allowed: k0, k1"),
         ("curve=[-1]", "-1 is no factor on ε"),
         ("curve=[.inf]", "inf is no factor on ε"),
         ("threats={image: {eps: 1.0e+40}}", "1e+40 is beyond all raw numbers"),
@@ -255,3 +256,22 @@ def test_no_row_that_could_be_attacked_is_refused(trained, capfd, tmp_path):
     manifest = f"data.manifest={write(rows, tmp_path / 'rows.parquet')}"
     asked = "evaluate.robustness.threats={text: {norm: l2, db: 10}}"
     assert "labelled rows has any of text" in refused(capfd, "evaluate", trained, asked, manifest, *QUICK)
+
+
+def test_an_attacker_may_want_a_class(trained, tmp_path):
+    from mmkt.evaluate import evaluate
+
+    asked = ["evaluate.robustness.attacks={pgd: {name: pgd, steps: 8, loss: margin}}", "evaluate.robustness.curve=[]", *QUICK[:2]]
+    asked += ["evaluate.robustness.threats={image: {eps: 0.5}, text: {norm: l2, db: 10}}", "evaluate.page=false"]
+    own = []
+    for more in ([], ["evaluate.robustness.target=k3"]):
+        found, _ = evaluate(str(trained), [*asked, *more], out=str(tmp_path / f"e{len(more)}"))
+        own.append(figures([row._asdict() for row in found.across["attacks"]]))
+        notes = [note for one in sheets(found.across["attacks"]) for note in one.notes]
+        assert any("wants 'k3' to be said" in note for note in notes) == bool(more)
+    any_other, wanted = own
+    assert any_other["none"]["n"] == 24
+    assert wanted["none"]["n"] == 21  # three of the test rows are of that class
+    # whoever wants one class turns no more rows than whoever takes any, but does turn some
+    assert any_other["joint.pgd"]["value"] <= wanted["joint.pgd"]["value"] + 1 / 21
+    assert wanted["joint.pgd"]["value"] < wanted["none"]["value"]
