@@ -160,10 +160,10 @@ def climb(victim: Victim, points: Points, loss: Callable[[Tensor], Tensor], step
 
 
 def moved(victim: Victim, points: Mapping[str, Tensor]) -> Moved:
-    """Points as a batch carries them (``Batch.views``); items that had no room to move are as they came."""
+    """Points as a batch carries them (``Batch.views``)."""
     found: Moved = {}
     for m, ball in victim.balls.items():
-        x = torch.where(ball.eps > 0, points[m], ball.centre).detach()  # an attack that ignores ε moved them
+        x = points[m].detach()
         found[m] = {"shift": x - ball.centre} if victim.model.encoders[m].kind == "text" else {"raw": x}
     return found
 

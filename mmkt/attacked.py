@@ -65,27 +65,14 @@ def lay(model: Model, feed: Feed, siege: Siege, device: torch.device, advance: C
         said = logits.argmax(1)
         right = said == batch.labels[siege.task]
         clean = _Part(right, said, {}, torch.ones_like(right))
-        own = {NOTHING: clean}
         # an attacker leaves alone what is wrong already
-        rows = clean.right.nonzero().flatten()
-        stage = _Stage.of(model, feed, siege, batch, twin, rows)
+        stage = _Stage.of(model, feed, siege, batch, twin, right.nonzero().flatten())
+        own = {NOTHING: clean.cpu()}
         for way in every:
-            trial = way.trial
-            shown = {example.row for example in examples if example.trial.surface == trial.surface}
-            victim, able = stage.victim(way), _able(batch, way)
-            if victim is None:  # no row of this batch can be attacked so
-                own[trial] = clean._replace(able=able, source=None if way.surrogate is None else clean.right)
-            else:
-                finder = stage.finder(way, victim)
-                points = way.attack(finder)
-                part, example = _tried(victim, points, trial, way.attack.keeps, shown)
-                if way.surrogate is not None:
-                    part = part._replace(source=~finder.goal.reached(finder.logits(points)))
-                own[trial] = part.among(clean, rows)._replace(able=able)
-                if example is not None and trial.factor == 1 and len(shown) < siege.examples:
-                    examples.append(example)
+            part = stage.tried(way, clean, examples)
+            own[way.trial] = part._replace(able=_able(batch, way)).cpu()
             advance(batch.size)
-        found.append((batch.row.cpu().numpy(), {trial: part.cpu() for trial, part in own.items()}))
+        found.append((batch.row.cpu().numpy(), own))
     gathered = [part for parts in distributed.everyone(found) for part in parts]
     return Found(_together(gathered), [x for some in distributed.everyone(examples) for x in some])
 
@@ -112,6 +99,7 @@ class _Stage(NamedTuple):
     model: Model
     siege: Siege
     batch: Batch
+    rows: Tensor  # their places in the whole batch
     twin: Batch | None  # the same rows as the surrogate takes them
     texts: Mapping[str, Sequence[str]]
 
@@ -122,7 +110,22 @@ class _Stage(NamedTuple):
         texts = texts_of(feed, some, [m for m in siege.texts if m in some.inputs]) if len(rows) else {}
         if siege.surrogate is not None and twin is not None:
             twin = siege.surrogate.rows_of(twin, rows, some)
-        return cls(model, siege, some, twin, texts)
+        return cls(model, siege, some, rows, twin, texts)
+
+    def tried(self, way: Way, clean: _Part, examples: list[Example]) -> _Part:
+        """What is answered under an attack by all of the batch's rows; a row that it turned may become an example."""
+        victim = self.victim(way)
+        if victim is None:  # no row of this batch can be attacked so
+            return clean._replace(source=None if way.surrogate is None else clean.right)
+        finder = self.finder(way, victim)
+        points = way.attack(finder)
+        shown = {example.row for example in examples if example.trial.surface == way.trial.surface}
+        part, example = _tried(victim, points, way.trial, way.attack.keeps, shown)
+        if way.surrogate is not None:
+            part = part._replace(source=~finder.goal.reached(finder.logits(points)))
+        if example is not None and way.trial.factor == 1 and len(shown) < self.siege.examples:
+            examples.append(example)
+        return part.among(clean, self.rows)
 
     def victim(self, way: Way) -> Victim | None:
         """The model with what may be changed; None where none of it is there."""

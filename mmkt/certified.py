@@ -9,7 +9,7 @@ import numpy as np
 
 from mmkt import report
 from mmkt.report import Sheet
-from mmkt.score import About, draws, interval
+from mmkt.score import About, shares
 from mmkt.types import Row
 
 METRIC, PLAIN, ABSTAINED, MEDIAN = "certified accuracy", "accuracy without noise", "abstained", "median radius"
@@ -65,13 +65,12 @@ def measure(found: Certificates, how: Smoothing, about: About, resamples: int) -
     """
     n, task = len(found.label), how.task
     right = found.said == found.label
-    shares = {("clean", PLAIN): found.plain == found.label, (NOISE, ABSTAINED): found.said == ABSTAINS}
-    shares |= {(f"{AT}{r:g}", METRIC): right & (found.radius >= r) for r in sorted(set(how.radii))}
-    drawn = np.concatenate([np.ones((1, n)), *draws(np.arange(n), resamples, 0)]) / n
+    told = {("clean", PLAIN): found.plain == found.label, (NOISE, ABSTAINED): found.said == ABSTAINS}
+    told |= {(f"{AT}{r:g}", METRIC): right & (found.radius >= r) for r in sorted(set(how.radii))}
+    every = np.ones(n, dtype=bool)
     rows = []
-    for (condition, metric), share in shares.items():
-        values = drawn @ share
-        rows.append(about._replace(condition=condition).row(task, metric, values[0], n, *interval(values[1:])))
+    for (condition, metric), (value, low, high) in zip(told, shares([(x, every) for x in told.values()], resamples), strict=True):
+        rows.append(about._replace(condition=condition).row(task, metric, value, n, low, high))
     here = about._replace(condition=NOISE)
     if right.any():
         rows.append(here.row(task, MEDIAN, float(np.median(found.radius[right])), int(right.sum())))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmkt import distributed
 from mmkt.parts import Parts
 from mmkt.threat import Threat
+from mmkt.types import Attack
 from mmkt.victim import Victim
 
 if TYPE_CHECKING:
@@ -58,11 +59,12 @@ class Overfitting(nn.Module):
         if not self.count:
             return {}
         some = np.sort(rows)[np.unique(np.linspace(0, len(rows) - 1, min(self.count, len(rows))).round().astype(np.int64))]
-        right = torch.zeros(4, device=self.best.device)
+        right, parts = torch.zeros(4, device=self.best.device), Parts()
+        attacks = parts.find("attacks", "fgsm")(), parts.find("attacks", "pgd")(steps=STEPS)
         for batch in feed.evaluation(some):
             victim = Victim(learner.model, batch.to(self.best.device), self.task, self.threats)
             if victim.modalities:
-                right += self._right(victim)
+                right += _right(victim, attacks)
         counts = distributed.total(right).tolist()
         if not counts[0]:
             return {}
@@ -71,15 +73,6 @@ class Overfitting(nn.Module):
         if fell:
             self._say(pgd, fgsm, int(counts[0]))
         return {"robust": pgd, "robust fgsm": fgsm, "robust clean": clean, "overfitted": float(fell)}
-
-    def _right(self, victim: Victim) -> Tensor:
-        """Rows that can be attacked, and of these the right ones: as they come, under FGSM, under PGD."""
-        parts = Parts()
-        right = victim.attackable & ~victim.goal.reached(victim.logits(victim.clean))
-        found = [victim.attackable.sum(), right.sum()]
-        for attack in (parts.find("attacks", "fgsm")(), parts.find("attacks", "pgd")(steps=STEPS)):
-            found.append((right & ~victim.goal.reached(victim.logits(attack(victim)))).sum())
-        return torch.stack(found).float()
 
     def fell(self, pgd: float, fgsm: float) -> bool:
         """Whether these accuracies say so, after those before; they are remembered."""
@@ -95,3 +88,10 @@ class Overfitting(nn.Module):
             f"best was {best:.1%}), {fgsm:.1%} FGSM. Start from a random place (attack={{name: fgsm, start: true, size: 1.25}}), "
             "make more steps (attack=pgd), or lower eps"
         )
+
+
+def _right(victim: Victim, attacks: Sequence[Attack]) -> Tensor:
+    """Rows that can be attacked, and of these the right ones: as they come, under one attack, under the other, (4,)."""
+    right = victim.attackable & ~victim.goal.reached(victim.logits(victim.clean))
+    found = [right & ~victim.goal.reached(victim.logits(attack(victim))) for attack in attacks]
+    return torch.stack([victim.attackable, right, *found]).sum(1).float()

@@ -11,7 +11,7 @@ import numpy as np
 
 from mmkt import report
 from mmkt.report import Sheet
-from mmkt.score import About, draws, interval
+from mmkt.score import About, shares
 from mmkt.types import Row
 
 JOINT, WORST, CLEAN = "joint", "worst", "none"
@@ -89,14 +89,9 @@ def measure(outcomes: Mapping[Trial, Outcome], kinds: Mapping[str, Kind], task: 
         if kept:
             told[f"{name}.{WORST}"] = np.logical_and.reduce([x.right for x in kept]), kept[0].able
     told |= {f"{t}{ITSELF}": (x.source, x.able) for t, x in outcomes.items() if x.source is not None}
-    n = len(plain.right)
-    drawn = np.concatenate([np.ones((1, n)), *draws(np.arange(n), resamples, 0)])
     found = []
-    for condition, (right, able) in told.items():
-        of = drawn @ able
-        values = np.divide(drawn @ (right & able), of, out=np.full(len(of), np.nan), where=of > 0)
-        here = about._replace(condition=condition)
-        found.append(here.row(task, METRIC, values[0], int(able.sum()), *interval(values[1:])))
+    for (condition, (_, able)), (value, low, high) in zip(told.items(), shares([*told.values()], resamples), strict=True):
+        found.append(about._replace(condition=condition).row(task, METRIC, value, int(able.sum()), low, high))
     for trial, outcome in outcomes.items():
         turned = outcomes[NOTHING].right & ~outcome.right
         if trial == NOTHING or kinds[trial.attack].keeps or not turned.any():
@@ -105,7 +100,7 @@ def measure(outcomes: Mapping[Trial, Outcome], kinds: Mapping[str, Kind], task: 
             here = about._replace(condition=str(trial), modalities=m)
             found.append(here.row(task, FAR, float(np.median(far[turned])), int(turned.sum())))
     for words, value in warnings(outcomes, kinds):
-        found.append(about._replace(condition=words).row(task, BROKEN, value, n))
+        found.append(about._replace(condition=words).row(task, BROKEN, value, len(plain.right)))
     return found
 
 

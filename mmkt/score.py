@@ -173,6 +173,24 @@ def draws(units: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(picked.ravel(), minlength=r * n).reshape(r, n)[:, units].astype(np.float64)
 
 
+def shares(parts: Sequence[tuple[np.ndarray, np.ndarray]], resamples: int) -> list[tuple[float, float, float]]:
+    """How many of some of n rows are among others: each share, and its interval by the bootstrap over all n rows.
+
+    Args:
+        parts: (n,) bool each, which rows count, and among which; draws are the same for all, so that shares are paired.
+        resamples: how many bootstrap draws; 0 for none.
+
+    Returns:
+        Value, low and high; NaN where there is no row to be among.
+    """
+    hits, among = (np.stack(x, 1) for x in zip(*((of & rows, rows) for of, rows in parts), strict=True))  # (n, K) each
+    n = len(hits)
+    counted = [(w @ hits, w @ among) for w in chain([np.ones((1, n))], draws(np.arange(n), resamples, 0))]
+    some, every = (np.concatenate(x) for x in zip(*counted, strict=True))  # (1 + R, K) each
+    values = np.divide(some, every, out=np.full(every.shape, np.nan), where=every > 0)
+    return [(float(x[0]), *interval(x[1:])) for x in values.T]
+
+
 def labelled(predictions: Predictions, task: str) -> Predictions:
     """The rows that have a label for a task.
 

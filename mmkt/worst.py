@@ -18,11 +18,10 @@ class Worst:
         self.points: dict[str, Any] = victim.clean
         self.margin = victim.goal.loss("margin", victim.logits(victim.clean))  # (B,)
 
-    def offer(self, points: Symbols, logits: Tensor) -> Tensor:
-        """Keep what is worse than before; returns the margins, (B,), above zero where the attacker has what he wants."""
+    def offer(self, points: Symbols, logits: Tensor) -> None:
+        """Keep what is worse than before, by the margin of its logits (B, C)."""
         margin = self.victim.goal.loss("margin", logits)
         better = margin > self.margin
         kept = {m: x.detach() if isinstance(x, Tensor) else x for m, x in points.items()}
         self.points = self.victim.choose(better, kept, self.points)
         self.margin = torch.where(better, margin, self.margin)
-        return margin

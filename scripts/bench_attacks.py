@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of Carlini and Wagner (1000)")
     parser.add_argument("--queries", type=int, default=1000, help="of Square (1000)")
     parser.add_argument("--pairs", type=int, default=3, help="of timings (3)")
-    parser.add_argument("--plugins", nargs="+", default=["scripts/plain_net"])
+    parser.add_argument("--plugins", nargs="*", default=["scripts/plain_net"])
     parser.add_argument("--python", help="of the environment that has foolbox and pyautoattack, if it is not this one")
     options = parser.parse_args()
     if options.python:

@@ -412,7 +412,7 @@ def test_a_fall_under_pgd_alone_is_said(capsys, monkeypatch):
     watch, feed = Overfitting("y", {"a": LINF}, 6), Rows()
     learner = Learner(tiny("a"), {"y": Classify(D, ["a"], {"y": CLASSES}, [], task="y")})
     sequence = iter([(0.5, 0.6), (0.8, 0.9), (0.45, 0.9), (0.3, 0.95), (0.3, 0.3), (0.1, 0.99)])
-    monkeypatch.setattr(Overfitting, "_right", lambda *_: torch.tensor([1.0, 1.0, *reversed(next(sequence))]))
+    monkeypatch.setattr("mmkt.overfitting._right", lambda *_: torch.tensor([1.0, 1.0, *reversed(next(sequence))]))
     said, states = [], []
     for _ in range(6):
         found = watch.watched(learner, feed, np.arange(ROWS))

@@ -98,6 +98,5 @@ class SingleSource(Crafting):
 
 def _turned(victim: Victim, m: str, x: Tensor) -> Tensor:
     """Rows of which this modality was moved, (B,) bool; what has no turn has no room to move."""
-    ball = victim.balls[m]
-    far = ball.far(x).masked_fill(ball.eps.flatten() == 0, 0.0)  # (N,)
+    far = victim.balls[m].far(x)  # (N,)
     return far.new_zeros(victim.batch.size).scatter_reduce(0, victim.rows[m], far, "amax") > 0
