@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmkt.adversary import Adversary
-from mmkt.overfitting import Overfitting
+from mmkt.overfitting import ROBUST, Overfitting
 from mmkt.types import Batch, Objective, Phase, Resources
 from mmkt.victim import precise
 
@@ -33,6 +33,7 @@ class Crafting(Objective):
         super().__init__()
         self.adversary, self.overfitting, self.task = adversary, overfitting, adversary.task
         self.key = f"crafted {id(self)}"  # of ``Batch.views``
+        self.selects = ROBUST if overfitting is not None and overfitting.count else ()
 
     def prepare(self, learner: Learner, resources: Resources) -> None:
         """Draw the seed, another one for each objective."""

@@ -204,8 +204,8 @@ class Train(Section):
     patience: Count | None = None
     """Evaluations without a better one after which training stops."""
     select: str | None = None
-    """What the best checkpoint is chosen by on validation: ``task/metric``, or ``loss``; by default the first head's
-    first metric."""
+    """What the best checkpoint is chosen by on validation: ``task/metric``, ``loss``, or a figure that an objective watches
+    (``robust/NAME`` of an adversarial one); by default the first head's first metric."""
     probes: bool = True
     """A linear classifier on each modality's vectors, at every evaluation on validation by a metric: which modality is ahead?
     It costs the memory of validation's vectors and changes nothing in training."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 STEPS = 10  # of PGD
 FALL = 0.5  # of the best accuracy so far
+ROBUST = "robust", "robust fgsm", "robust clean"  # accuracies: under PGD, under FGSM, and of the same rows as they come
 
 
 class Overfitting(nn.Module):
@@ -72,7 +73,7 @@ class Overfitting(nn.Module):
         fell = self.fell(pgd, fgsm)
         if fell:
             self._say(pgd, fgsm, int(counts[0]))
-        return {"robust": pgd, "robust fgsm": fgsm, "robust clean": clean, "overfitted": float(fell)}
+        return dict(zip(ROBUST, (pgd, fgsm, clean))) | {"overfitted": float(fell)}
 
     def fell(self, pgd: float, fgsm: float) -> bool:
         """Whether these accuracies say so, after those before; they are remembered."""

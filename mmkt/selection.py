@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +13,10 @@ from mmkt.experiment import Train
 from mmkt.feed import Feed
 from mmkt.learner import Learner
 from mmkt.model import Model
-from mmkt.parts import ConfigError, Parts
+from mmkt.parts import ConfigError, Parts, nearest
 from mmkt.predictions import judges, mean_loss, predict
 from mmkt.score import About, score
-from mmkt.types import Metric, Predictions
+from mmkt.types import Metric, Phase, Predictions
 
 
 class Judge(NamedTuple):
@@ -26,8 +27,14 @@ class Judge(NamedTuple):
     metric: Metric
 
 
-def judge_of(model: Model, select: str | None) -> Judge | None:
-    """What ``train.select`` names, by default the first head's first metric; None for the loss.
+def judge_of(model: Model, select: str | None, where: str = "train.select", others: Sequence[str] = ()) -> Judge | None:
+    """The metric of a task that is named, by default the first head's first one; None for the loss.
+
+    Args:
+        model: whose tasks.
+        select: ``task/metric`` or ``loss``.
+        where: it is named, for the error.
+        others: what may be named there and is measured elsewhere, for the error.
 
     Raises:
         ConfigError: there is no such task or metric.
@@ -39,8 +46,25 @@ def judge_of(model: Model, select: str | None) -> Judge | None:
         return None
     known = {f"{task}/{name}": Judge(task, name, m) for task, pairs in judges(model, {}, Parts()).items() for name, m in pairs}
     if select not in known:
-        raise ConfigError([("train.select", f"there is no {select!r}; allowed: {', '.join(['loss', *known])}")])
+        allowed = ["loss", *known, *others]
+        raise ConfigError([(where, f"there is no {select!r}{nearest(select, allowed)}; allowed: {', '.join(allowed)}")])
     return known[select]
+
+
+def refuse(learner: Learner, plan: Sequence[Phase], select: str | None) -> None:
+    """Refuse what nothing measures, before training begins.
+
+    Raises:
+        ConfigError: so it is, in some phase.
+    """
+    by = {f"{figure}/{name}": name for name, objective in learner.objectives.items() for figure in objective.selects}
+    if select not in by:
+        judge_of(learner.model, select, others=list(by))
+        return
+    for phase in plan:
+        if phase.objectives is not None and by[select] not in phase.objectives:
+            words = f"the phase {phase.name!r} is without {by[select]}, which watches {select}: choose by task/metric, or by loss"
+            raise ConfigError([("train.select", words)])
 
 
 def judged(predictions: Predictions, judge: Judge) -> float:
@@ -69,19 +93,28 @@ def measured(learner: Learner, feed: Feed, rows: np.ndarray, accelerator: Accele
         train: the loop's settings.
 
     Raises:
-        ConfigError: ``train.select`` names what there is not.
+        ConfigError: ``train.select`` names what cannot be measured on these rows.
     """
+    parts, select = learner.parts(), train.select
+    watched = {f"{figure}/{n}": x for n, objective in parts for figure, x in objective.watched(learner, feed, rows).items()}
+    if select not in [f"{figure}/{n}" for n, objective in parts for figure in objective.selects]:
+        found = _answered(learner, feed, rows, accelerator, train)
+        return found._replace(probed=watched | found.probed)
+    if select not in watched:
+        words = f"{select} is not known: of the rows that it watches none has both a label and what is attacked"
+        raise ConfigError([("train.select", words)])
+    found = _answered(learner, feed, rows, accelerator, train.model_copy(update={"select": None}))
+    beside = watched | {f"validation/{found.name}": found.value} | found.probed
+    return Measured(select, beside.pop(select), higher=True, probed=beside)
+
+
+def _answered(learner: Learner, feed: Feed, rows: np.ndarray, accelerator: Accelerator, train: Train) -> Measured:
+    """By a metric of a task, or by the loss."""
     model, device, autocast = learner.model, accelerator.device, accelerator.autocast
     judge = judge_of(model, train.select)
-    watched = {
-        f"{figure}/{name}": value
-        for name, objective in learner.parts()
-        for figure, value in objective.watched(learner, feed, rows).items()
-    }
     if judge is None:
-        return Measured("loss", mean_loss(learner, feed, rows, device, autocast), higher=False, probed=watched)
+        return Measured("loss", mean_loss(learner, feed, rows, device, autocast), higher=False, probed={})
     wanted = train.probes and bool(probes.tasks(model))
     predictions = predict(model, feed, rows, device=device, autocast=autocast, vectors=wanted)
     probed = probes.measure(model, feed, predictions) if wanted and distributed.rank() == 0 else {}
-    name = f"{judge.task}/{judge.name}"
-    return Measured(name, judged(predictions, judge), judge.metric.higher_is_better, watched | probed)
+    return Measured(f"{judge.task}/{judge.name}", judged(predictions, judge), judge.metric.higher_is_better, probed)

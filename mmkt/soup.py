@@ -176,7 +176,7 @@ def _bench(model: Model, config: Experiment, metric: str | None, parts: Parts, a
         raise ConfigError([("data.validation", "is null, so there is nothing to choose on: name a split (data.validation=…)")])
     for head in model.heads.values():
         head.vocabulary.pop("calibration", None)  # of one model's probabilities; the average's are others
-    judge = judge_of(model, metric or config.train.select)
+    judge = judge_of(model, metric or config.train.select, where="--metric")
     if judge is None:
         raise ConfigError([("--metric", "the loss is not measured here: give --metric TASK/METRIC")])
     feed, _ = feed_of(model, config, [config.data.validation], parts)

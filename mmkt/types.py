@@ -357,6 +357,7 @@ class Objective(nn.Module, ABC):
     contrasts: ClassVar[bool] = False  # compares rows with one another: accumulation would change what it means
     tokens: ClassVar[bool] = False  # reads modalities' tokens in the shared space; else they may be left out, the summary stays
     raw: ClassVar[bool] = False  # looks at encoders' inputs themselves, so that no features may stand in for them
+    selects: tuple[str, ...] = ()  # of the figures that it watches, those to choose checkpoints by, the higher the better
 
     @abstractmethod
     def forward(self, model: Model, batch: Batch, outputs: Outputs) -> Tensor:

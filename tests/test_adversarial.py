@@ -431,6 +431,43 @@ def test_a_fall_under_pgd_alone_is_said(capsys, monkeypatch):
 
 # ---------------------------------------------------------------- in the loop
 
+
+@pytest.mark.parametrize(("select", "step"), [("robust/kind", 2), ("robust fgsm/kind", 3), (None, 4)])
+def test_the_best_checkpoint_may_be_the_one_that_withstands_most(tiny_settings, monkeypatch, select, step):
+    sequences = {"robust": [0.2, 0.5, 0.5, 0.1], "robust fgsm": [0.3, 0.5, 0.6, 0.6]}
+    robust, clean = iter(zip(*sequences.values())), iter([0.1, 0.2, 0.3, 0.4])
+    monkeypatch.setattr(Overfitting, "watched", lambda *_: dict(zip(sequences, next(robust))))
+    monkeypatch.setattr("mmkt.selection.judged", lambda *_: next(clean))
+    config = experiment(
+        armed(tiny_settings, "adversarial"), "train.steps=4", "train.evaluate_every=1", f"train.select={select or 'null'}"
+    )
+    launch.train(config)
+    progress = json.loads((Path(config.run) / "last/state.json").read_text())["progress"]
+    assert progress["best_step"] == step
+    lines = [json.loads(line) for line in (Path(config.run) / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [line for line in lines if "validation/kind/accuracy" in line]
+    assert [line["validation/kind/accuracy"] for line in evaluated] == [0.1, 0.2, 0.3, 0.4]  # logged whatever chooses
+    for name, values in sequences.items():
+        key = f"validation/{name}/kind" if select == f"{name}/kind" else f"{name}/kind"
+        assert [line[key] for line in evaluated] == values
+
+
+def test_what_no_objective_watches_chooses_nothing(tiny_settings):
+    data = armed(tiny_settings, "adversarial")
+    with pytest.raises(ConfigError, match=r"train.select: there is no 'robust/kin'; did you mean 'robust/kind'\?; allowed: loss"):
+        launch.train(experiment(data, "train.select=robust/kin"))
+    with pytest.raises(ConfigError, match=r"train.select: there is no 'overfitted/kind'"):  # the lower the better
+        launch.train(experiment(data, "train.select=overfitted/kind"))
+    with pytest.raises(ConfigError, match=r"train.select: there is no 'robust/kind'; allowed: loss, kind/accuracy"):
+        launch.train(experiment(data, "train.select=robust/kind", "objectives.kind.watch=0"))
+    spec = {"name": "classify", "task": "kind"}
+    data["objectives"]["plain"] = spec
+    data["transfer"] = {"name": "align_then_refine", "objective": "plain", "embedder": ["encoders.*"]}
+    with pytest.raises(ConfigError, match=r"the phase 'align' is without kind, which watches robust/kind"):
+        launch.train(experiment(data, "train.select=robust/kind"))
+    assert not Path(data["run"]).exists()
+
+
 THREATS = {"image": {"eps": 0.05}, "text": {"norm": "l2", "db": -14}}
 FORMS: dict[str, dict] = {
     "adversarial": {"attack": {"name": "fgsm", "start": True, "size": 1.25}, "jointly": False, "share": 0.7, "watch": 12},
