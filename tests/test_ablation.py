@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import numpy as np
 import pytest
 import yaml
 from conftest import call, refused, rows_of_three, settings, write
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+import robust_arms
 
 from mmkt import report
 from mmkt.config import check, read
@@ -93,6 +97,22 @@ def test_rates_are_chosen_on_validation_over_all_seeds_and_test_is_read_once(fin
     ablate.carry_out(finished.study)
     assert {file: file.stat().st_mtime_ns for file in times} == times  # nothing was trained, nor evaluated, again
     assert not list(home.rglob("last/*.safetensors"))
+
+
+def test_its_runs_can_be_attacked(finished, tmp_path):
+    """``scripts/robust_arms.py`` finds every label at the rate that it chose; encoders are run, though training read features."""
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(finished.study.model_dump(mode="json")))
+    with pytest.raises(SystemExit, match=r"--arms: .* has no 'concta'; it has concat, drawn, "):
+        robust_arms.of_study(str(file), ["concta"], None)
+    runs = robust_arms.of_study(str(file), ["concat", "drawn"], None)
+    assert list(runs) == [("concat", 0), ("concat", 1), ("drawn", 0), ("drawn", 1)]
+    assert runs["concat", 1] == finished.folder(Key(finished.cells[0], finished.chosen(finished.cells[0]), 1))
+    threats = "{image: {eps: 0.1}, text: {norm: l2, db: -10}}"
+    asked = f"evaluate.robustness={{rows: 6, attacks: {{fgsm: {{name: fgsm}}}}, curve: [], threats: {threats}}}"
+    found = robust_arms.conditions(robust_arms.attack(runs["concat", 0], [asked, "evaluate.page=false"]))
+    assert list(found) == ["none", "image", "text", "joint", robust_arms.GAP]
+    assert found["joint"] <= found["none"]
 
 
 def test_its_table_says_what_its_files_say(finished):
