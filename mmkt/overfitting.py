@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmkt import distributed
 from mmkt.parts import Parts
@@ -20,16 +20,15 @@ if TYPE_CHECKING:
     from mmkt.learner import Learner
 
 STEPS = 10  # of PGD
-FALL = 0.5  # of the best accuracy so far
+FALL = 0.5
 ROBUST = "robust", "robust fgsm", "robust clean"  # accuracies: under PGD, under FGSM, and of the same rows as they come
 
 
-class Overfitting(nn.Module):
+class Overfitting:
     """Accuracy of validation rows as they come, under FGSM and under PGD of ten steps, at every evaluation.
 
-    Wong et al. (2020): within an epoch a model trained on single steps may lose all of its accuracy under PGD while that under
-    FGSM stays high. It is said where the former is below half of its best so far and the latter is not. The best figures are
-    buffers, so that a resumed run says what one that was not stopped says.
+    Wong et al. (2020): a model trained on single steps may lose all of its accuracy under PGD, or never gain any, while that
+    under FGSM stays high. It is said where half of what is right as it comes withstands FGSM, and less than half of that PGD.
 
     Args:
         task: of a head ``classify``.
@@ -37,12 +36,8 @@ class Overfitting(nn.Module):
         count: of rows, spread evenly over those that validate; 0: nothing is measured.
     """
 
-    best: Tensor
-
     def __init__(self, task: str, threats: Mapping[str, Threat], count: int):
-        super().__init__()
         self.task, self.threats, self.count = task, dict(threats), count
-        self.register_buffer("best", torch.zeros(2))  # under PGD, under FGSM
 
     def watched(self, learner: Learner, feed: Feed, rows: np.ndarray) -> dict[str, float]:
         """Measure, and say what is to be said; all processes take part, and have the same figures.
@@ -60,35 +55,25 @@ class Overfitting(nn.Module):
         if not self.count:
             return {}
         some = np.sort(rows)[np.unique(np.linspace(0, len(rows) - 1, min(self.count, len(rows))).round().astype(np.int64))]
-        right, parts = torch.zeros(4, device=self.best.device), Parts()
+        device = next(learner.parameters()).device
+        right, parts = torch.zeros(4, device=device), Parts()
         attacks = parts.find("attacks", "fgsm")(), parts.find("attacks", "pgd")(steps=STEPS)
         for batch in feed.evaluation(some):
-            victim = Victim(learner.model, batch.to(self.best.device), self.task, self.threats)
+            victim = Victim(learner.model, batch.to(device), self.task, self.threats)
             if victim.modalities:
                 right += _right(victim, attacks)
         counts = distributed.total(right).tolist()
         if not counts[0]:
             return {}
         clean, fgsm, pgd = (x / counts[0] for x in counts[1:])
-        fell = self.fell(pgd, fgsm)
-        if fell:
-            self._say(pgd, fgsm, int(counts[0]))
-        return dict(zip(ROBUST, (pgd, fgsm, clean))) | {"overfitted": float(fell)}
-
-    def fell(self, pgd: float, fgsm: float) -> bool:
-        """Whether these accuracies say so, after those before; they are remembered."""
-        now = torch.tensor([pgd, fgsm], device=self.best.device)
-        low = (now < FALL * self.best).tolist()
-        self.best.copy_(torch.maximum(self.best, now))
-        return low[0] and not low[1]
-
-    def _say(self, pgd: float, fgsm: float, count: int) -> None:
-        best = float(self.best[0])
-        distributed.say(
-            f"{self.task}: catastrophic overfitting: of {count} validation rows {pgd:.1%} withstand PGD of {STEPS} steps (the "
-            f"best was {best:.1%}), {fgsm:.1%} FGSM. Start from a random place (attack={{name: fgsm, start: true, size: 1.25}}), "
-            "make more steps (attack=pgd), or lower eps"
-        )
+        single = fgsm >= FALL * clean and pgd < FALL * fgsm
+        if single:
+            distributed.say(
+                f"{self.task}: catastrophic overfitting: of {counts[0]:.0f} validation rows {pgd:.1%} withstand PGD of {STEPS} "
+                f"steps, {fgsm:.1%} FGSM. Start from a random place (attack={{name: fgsm, start: true, size: 1.25}}), make more "
+                "steps (attack=pgd), raise the rate more slowly (train.warmup), or lower eps"
+            )
+        return dict(zip(ROBUST, (pgd, fgsm, clean))) | {"overfitted": float(single)}
 
 
 def _right(victim: Victim, attacks: Sequence[Attack]) -> Tensor:
