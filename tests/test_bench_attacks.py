@@ -28,6 +28,7 @@ def test_mmkt_beside_foolbox(tiny_settings, monkeypatch, capsys):
     assert len(same) == 1
     assert same[0].endswith("the same row by row 100.0 %")
     assert sum("PGD-40" in line for line in lines) == 4  # from the picture, from random places, and its cost beside two others
+    assert sum("PGD-20" in line for line in lines) == 2
     assert sum("Carlini and Wagner, 9 × 4" in line for line in lines) == 2
 
 
