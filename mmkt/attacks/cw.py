@@ -20,6 +20,7 @@ class Cw(Attack):
     """Carlini and Wagner's L2 attack (2017): min_w Σ (x(w) − x)² + c · max(−margin, −κ), x(w) = ½(tanh w + 1) between bounds.
 
     c is found row by row by binary search; the nearest input that reached the goal is kept, and where none did, the row's own.
+    Every search starts from the row's own, as in the paper, but the last one: it goes on from the nearest that was found.
     Without bounds (token embeddings) x(w) = w. The threat's ε limits nothing; between several modalities it is the unit that
     distances are summed in.
     """
@@ -52,9 +53,10 @@ class Cw(Attack):
         low = self._far(victim, found)  # zero, (B,)
         least = high = torch.full_like(low, torch.inf)
         c = torch.full_like(low, self.c)
-        for _ in range(self.searches):
+        for search in range(self.searches):
             reached = torch.zeros_like(low, dtype=torch.bool)
-            w = {m: _inverse(ball).requires_grad_() for m, ball in victim.balls.items()}
+            start = found if search == self.searches - 1 else victim.clean
+            w = {m: _inverse(ball, start[m]).requires_grad_() for m, ball in victim.balls.items()}
             adam = torch.optim.Adam(list(w.values()), lr=self.lr)
             stuck, lowest = torch.zeros_like(low), torch.full_like(low, torch.inf)  # looks without progress, the loss before
             for step in range(self.steps):
@@ -105,7 +107,7 @@ def _point(ball: Ball, w: Tensor) -> Tensor:
     return ball.still(ball.low + (ball.high - ball.low) * (torch.tanh(w) + 1) / 2)
 
 
-def _inverse(ball: Ball) -> Tensor:
+def _inverse(ball: Ball, x: Tensor) -> Tensor:
     if ball.low is None or ball.high is None:
-        return ball.centre.clone()
-    return torch.atanh((2 * (ball.centre - ball.low) / (ball.high - ball.low) - 1) * INSIDE)
+        return x.clone()
+    return torch.atanh((2 * (x - ball.low) / (ball.high - ball.low) - 1) * INSIDE)
