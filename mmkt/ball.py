@@ -72,14 +72,16 @@ class Ball(NamedTuple):
         return gradient / self._wide(length(gradient, "l2")).clamp(min=1e-30)
 
     def anywhere(self, seed: int, draw: int) -> Tensor:
-        """A random place, uniform in the ball before bounds; of an item the same whatever else is in the batch."""
+        """A random place, uniform in the ball and then cut by the bounds; of an item the same whatever else is in the batch."""
+        return self.project(self.uniform(seed, draw))
+
+    def uniform(self, seed: int, draw: int) -> Tensor:
+        """A random place of the ball, which may lie beyond the bounds."""
         noise = self.noise(seed, draw, torch.rand if self.norm == "linf" else torch.randn)
         if self.norm == "linf":
-            return self.project(self.centre + self.eps * (2 * noise - 1))
-        count = self.count()
-        share = self.drawn(seed, draw, torch.rand).to(noise) ** (1 / count)  # (N,)
-        moved = self.steepest(noise) * self._wide(share) * self.eps
-        return self.project(self.centre + moved)
+            return self.still(self.centre + self.eps * (2 * noise - 1))
+        share = self.drawn(seed, draw, torch.rand).to(noise) ** (1 / self.count())  # (N,)
+        return self.still(self.centre + self.steepest(noise) * self._wide(share) * self.eps)
 
     def gaussian(self, seed: int, draw: int) -> Tensor:
         """Normal noise around every number that may move, ε its standard deviation: neither ball nor bounds limit it."""

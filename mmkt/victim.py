@@ -137,6 +137,10 @@ class Victim:
         """Random places within the threats."""
         return {m: ball.anywhere(self.seed, draw) for m, ball in self.balls.items()}
 
+    def uniform(self, draw: int) -> Points:
+        """Random places as far away as the threats allow, which may lie beyond the raw spaces' bounds."""
+        return {m: ball.uniform(self.seed, draw) for m, ball in self.balls.items()}
+
     def put(self, points: Symbols) -> Batch:
         """The batch with other raw numbers, ids or texts, or with modalities that rows no longer have."""
         inputs, present = dict(self.batch.inputs), dict(self.batch.present)

@@ -130,6 +130,23 @@ def test_one_step_is_the_gradients_sign_or_direction(victim, m):
     assert not torch.allclose(other, found, atol=1e-4)
 
 
+def test_a_step_from_a_random_place_is_cut_where_it_leads(victim):
+    """As Wong et al.'s code: δ ~ U(−ε, ε), δ + 1.25 ε · sign ∇, cut by ε, then by the bounds; black pixels get values between."""
+    attacked = victim("image")
+    x, eps = attacked.clean["image"], attacked.balls["image"].eps
+    start = attacked.uniform(0)["image"].requires_grad_()
+    assert start.min() < -0.5 * eps.max()
+    assert ((start - x).abs() <= eps + 1e-6).all()
+    loss = nn.functional.cross_entropy(attacked.answers({"image": start}), attacked.goal.labels, reduction="sum")
+    step = 1.25 * eps * torch.autograd.grad(loss, start)[0].sign()
+    expected = torch.minimum(torch.maximum(start + step, x - eps), x + eps).clamp(0, 1)
+    found = Fgsm(start=True, size=1.25)(attacked)["image"]
+    torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-6)
+    black = found[x == 0] / eps.max()
+    assert len(black) > 20
+    assert ((black > 0.1) & (black < 0.9)).float().mean() > 0.1
+
+
 @pytest.mark.parametrize(("m", "loss"), [("image", "ce"), ("text", "dlr"), ("audio", "margin")])
 def test_a_row_keeps_the_worst_point_of_its_way(victim, m, loss):
     attacked = victim(m)

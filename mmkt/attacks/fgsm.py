@@ -14,7 +14,8 @@ from mmkt.victim import Victim
 class Fgsm(Attack):
     """The fast gradient sign method (Goodfellow et al., 2015): x + ε · sign ∇ CE; in L2 along the gradient (FGM).
 
-    With ``start`` the step is made from a random place (Wong et al., 2020), whose usual ``size`` is 1.25.
+    With ``start`` the step is made from a random place (Wong et al., 2020), whose usual ``size`` is 1.25. As in the authors' code
+    bounds cut where it leads, not where it starts: from a start that is cut first black pixels would only ever become 0 or ε.
     """
 
     def __init__(self, *, start: bool = False, size: Annotated[float, Field(gt=0)] = 1.0):
@@ -28,5 +29,5 @@ class Fgsm(Attack):
 
     def __call__(self, victim: Victim) -> dict[str, Tensor]:
         """One forward and one backward."""
-        points = victim.anywhere(0) if self.start else victim.clean
+        points = victim.uniform(0) if self.start else victim.clean
         return victim.moved(points, victim.slope(points, "ce").gradients, self.size)
