@@ -142,7 +142,7 @@ def carlini(bench: Bench, options: argparse.Namespace) -> None:
 
 
 def worst(bench: Bench, options: argparse.Namespace) -> None:
-    """The worst case by row."""
+    """The worst case by row; as many steps and queries as AutoAttack's."""
     from foolbox import attacks as others
     from pyautoattack import AutoAttack
 
@@ -151,9 +151,9 @@ def worst(bench: Bench, options: argparse.Namespace) -> None:
         own = [
             Fgsm(),
             Pgd(steps=50, restarts=5),
-            Apgd(),
-            Apgd(loss="dlr"),
-            Apgd(loss="dlr", targets=9),
+            Apgd(steps=100),
+            Apgd(steps=100, loss="dlr"),
+            Apgd(steps=100, loss="dlr", targets=9),
             Square(queries=options.queries),
         ]
         other = [others.FGSM(), others.LinfPGD(steps=50), others.LinfBasicIterativeAttack(steps=50), others.LinfDeepFoolAttack()]
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000, help="of parity (1000)")
     parser.add_argument("--eps", type=float, nargs="+", default=[0.1, 0.2, 0.3], help="of parity and worst (0.1 0.2 0.3)")
     parser.add_argument("--steps", type=int, default=1000, help="of Carlini and Wagner (1000)")
-    parser.add_argument("--queries", type=int, default=1000, help="of Square (1000)")
+    parser.add_argument("--queries", type=int, default=5000, help="of Square (5000)")
     parser.add_argument("--pairs", type=int, default=3, help="of timings (3)")
     parser.add_argument("--plugins", nargs="*", default=["scripts/plain_net"])
     parser.add_argument("--python", help="of the environment that has foolbox and pyautoattack, if it is not this one")
