@@ -22,6 +22,7 @@ import numpy as np
 from rich.console import Console
 
 from mmkt import report
+from mmkt.checkpoint import read_json, write_json
 from mmkt.config import read
 from mmkt.robust_accuracy import BROKEN, CLEAN, JOINT, METRIC, WORST, Trial
 from mmkt.score import spread
@@ -54,11 +55,16 @@ def attack(run: Path, overrides: list[str]) -> Path:
     if not best.is_dir():
         raise SystemExit(f"there is no {best}: scripts/seeds.py trains RUN-ARM-SEED, mmkt ablate a study's runs")
     out = best / "attacked"
-    if not (out / "attacks.jsonl").is_file():
+    note = out / "asked.json"
+    if note.is_file() and read_json(note) != {"settings": overrides}:
+        found = " ".join(read_json(note)["settings"]) or "no settings"
+        raise SystemExit(f"{out} was attacked with other settings ({found}): give these, or delete it")
+    if not note.is_file():
         command = [sys.executable, "-m", "mmkt.cli", "evaluate", str(best), "--robustness", "evaluate.subsets=false"]
         done = subprocess.run([*command, *overrides, "--out", str(out)], capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{best}: {done.stderr[-2000:]}")
+        write_json(note, {"settings": overrides})
     return out / "attacks.jsonl"
 
 

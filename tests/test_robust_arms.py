@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import robust_arms
 
 from mmkt import report
+from mmkt.checkpoint import write_json
 from mmkt.robust_accuracy import METRIC
 from mmkt.score import About
 
@@ -27,6 +28,7 @@ def attacked(folder, clean, image, letters):
     (folder / "best/attacked").mkdir(parents=True)
     made = [About()._replace(condition=name).row("t", METRIC, value, 10, 0.0, 1.0) for name, value in rows]
     report.append(made, folder / "best/attacked/attacks.jsonl")
+    write_json(folder / "best/attacked/asked.json", {"settings": []})
 
 
 def test_the_table_is_of_worst_cases_over_seeds(tmp_path, monkeypatch, capsys):
@@ -43,6 +45,13 @@ def test_the_table_is_of_worst_cases_over_seeds(tmp_path, monkeypatch, capsys):
     assert lines[3].startswith("| gated | 0.900 [0.900, 0.900] | 0.400 [0.152, 0.648] |")
     # paired: each seed's image is 0.1 above, whatever the seeds' spread
     assert lines[6].startswith("| gated | +0.100 [+0.100, +0.100] | +0.100 [+0.100, +0.100] | +0.050 [+0.050, +0.050] |")
+
+
+def test_other_settings_than_those_it_was_attacked_with_are_refused(tmp_path, monkeypatch):
+    attacked(tmp_path / "run-concat-0", 0.8, 0.2, 0.5)
+    monkeypatch.setattr(sys, "argv", ["robust_arms.py", str(tmp_path / "run"), "evaluate.robustness.rows=7", "--arms", "concat"])
+    with pytest.raises(SystemExit, match=r"attacked was attacked with other settings \(no settings\): give these"):
+        robust_arms.main()
 
 
 def test_a_run_that_is_not_there_is_refused(tmp_path, monkeypatch, capsys):
