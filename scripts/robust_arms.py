@@ -3,7 +3,8 @@ python scripts/robust_arms.py STUDY.yaml [--arms NAME …] [--seeds N …] [--jo
 
 Robust accuracy of the runs that scripts/seeds.py trained (``RUN-ARM-SEED``), or of those of an ablation that has ended, each
 label at the rate that it chose: each is attacked as ``mmkt evaluate --robustness`` does it, with the same rows, threats and
-attacks for all, into the run's ``best/attacked``; what lies there already is read, so the command can be killed and typed again.
+attacks for all, into the run's ``best/attacked`` (``--name``); what lies there already is read, so the command can be killed and
+typed again.
 
 Per arm the mean over seeds and Student's 95 % interval: without an attack, and for every modality attacked by itself and all at
 once the worst case over the attacks that keep to ε; attacks by edits each; and by how much all at once are worse than the worst
@@ -49,16 +50,16 @@ def of_study(file: str, arms: list[str] | None, seeds: list[int] | None) -> Runs
     return found
 
 
-def attack(run: Path, overrides: list[str]) -> Path:
+def attack(run: Path, overrides: list[str], name: str = "attacked") -> Path:
     """One run's attacks, where they are not there yet; the file of its figures."""
     best = run / "best"
     if not best.is_dir():
         raise SystemExit(f"there is no {best}: scripts/seeds.py trains RUN-ARM-SEED, mmkt ablate a study's runs")
-    out = best / "attacked"
+    out = best / name
     note = out / "asked.json"
     if note.is_file() and read_json(note) != {"settings": overrides}:
         found = " ".join(read_json(note)["settings"]) or "no settings"
-        raise SystemExit(f"{out} was attacked with other settings ({found}): give these, or delete it")
+        raise SystemExit(f"{out} was attacked with other settings ({found}): give these, or another --name")
     if not note.is_file():
         command = [sys.executable, "-m", "mmkt.cli", "evaluate", str(best), "--robustness", "evaluate.subsets=false"]
         done = subprocess.run([*command, *overrides, "--out", str(out)], capture_output=True, text=True, check=False)
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of data.… and evaluate.…, for every run")
     parser.add_argument("--arms", nargs="+", help="of a study by default all")
     parser.add_argument("--seeds", type=int, nargs="+", help="by default 0 1 2, or the study's")
+    parser.add_argument("--name", default="attacked", help="of the folder in each run's best/ (attacked)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     options = parser.parse_intermixed_args()
     if options.run.endswith((".yaml", ".yml")):
@@ -113,7 +115,7 @@ def main() -> None:
     else:
         parser.error("--arms: which of RUN-ARM-SEED? Only a study (a YAML file) says it by itself")
     with ThreadPoolExecutor(options.jobs) as pool:
-        files = dict(zip(places, pool.map(lambda run: attack(run, options.overrides), places.values())))
+        files = dict(zip(places, pool.map(lambda run: attack(run, options.overrides, options.name), places.values())))
     found = {key: conditions(file) for key, file in files.items()}
     warned = [
         f"{places[key]}: {row.condition}" for key, file in files.items() for row in report.read(file) if row.metric == BROKEN
