@@ -10,11 +10,15 @@ from torch import nn
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """In ``eval()`` inside; afterwards every part of it is in the mode it was in, frozen batch norms too."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
+    """In ``eval()`` inside; afterwards what trained trains again, and nothing else: frozen batch norms stay as they are.
+
+    Of a module that evaluates already nothing is touched, as attacks come here with every step.
+    """
+    training = [part for part in module.modules() if part.training]
+    if training:
+        module.eval()
     try:
         yield
     finally:
-        for part, mode in modes.items():
-            part.training = mode
+        for part in training:
+            part.training = True
