@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from rich.console import Console
 
-from mmkt import batch_size, checkpoint, distributed, planning
+from mmkt import batch_size, checkpoint, distributed, planning, selection
 from mmkt.card import model_card
 from mmkt.data import splits
 from mmkt.data.check import Unreadable
@@ -111,6 +111,7 @@ def plan_of(setup: Setup, config: Experiment) -> list[Phase]:
     except ValueError as error:
         raise ConfigError([(f"transfer ({config.transfer['name']})", str(error))]) from error
     planning.refuse(setup.learner, setup.feed, plan, config)
+    selection.refuse(setup.learner, plan, config.train.select)
     return plan
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from accelerate import Accelerator
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmkt import distributed, optim, selection
+from mmkt import distributed, optim
 from mmkt.experiment import Experiment, Train
 from mmkt.feed import Feed
 from mmkt.learner import Learner
@@ -26,7 +26,6 @@ def refuse(learner: Learner, feed: Feed, plan: Sequence[Phase], config: Experime
     optim.refuse_unread(config.train)
     refuse_idle(learner, plan)
     refuse_uneven(learner, feed)
-    selection.refuse(learner, plan, config.train.select)
     named = learner.objectives
     contrasts = [name for phase in plan for name in (named if phase.objectives is None else phase.objectives) if name in named]
     if config.train.accumulate > 1 and any(named[name].contrasts for name in contrasts):
