@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmkt.learner import Learner
 
 STEPS = 10  # of PGD
-FALL = 0.5
+HALF = 0.5  # of what is right as it comes, and of what withstands FGSM
 ROBUST = "robust", "robust fgsm", "robust clean"  # accuracies: under PGD, under FGSM, and of the same rows as they come
 
 
@@ -66,7 +66,7 @@ class Overfitting:
         if not counts[0]:
             return {}
         clean, fgsm, pgd = (x / counts[0] for x in counts[1:])
-        single = fgsm >= FALL * clean and pgd < FALL * fgsm
+        single = fgsm >= HALF * clean and pgd < HALF * fgsm
         if single:
             distributed.say(
                 f"{self.task}: catastrophic overfitting: of {counts[0]:.0f} validation rows {pgd:.1%} withstand PGD of {STEPS} "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from mmkt.model import Model
 from mmkt.parts import ConfigError, Parts, nearest
 from mmkt.predictions import judges, mean_loss, predict
 from mmkt.score import About, score
-from mmkt.types import Metric, Phase, Predictions
+from mmkt.types import Metric, Objective, Phase, Predictions
 
 
 class Judge(NamedTuple):
@@ -51,13 +51,18 @@ def judge_of(model: Model, select: str | None, where: str = "train.select", othe
     return known[select]
 
 
+def watching(objectives: Iterable[tuple[str, Objective]]) -> dict[str, str]:
+    """Figures that objectives watch and checkpoints may be chosen by, each with the name of the objective."""
+    return {f"{figure}/{name}": name for name, objective in objectives for figure in objective.selects}
+
+
 def refuse(learner: Learner, plan: Sequence[Phase], select: str | None) -> None:
     """Refuse what nothing measures, before training begins.
 
     Raises:
         ConfigError: so it is, in some phase.
     """
-    by = {f"{figure}/{name}": name for name, objective in learner.objectives.items() for figure in objective.selects}
+    by = watching((name, objective) for name, objective in learner.objectives.items())
     if select not in by:
         judge_of(learner.model, select, others=list(by))
         return
@@ -97,24 +102,26 @@ def measured(learner: Learner, feed: Feed, rows: np.ndarray, accelerator: Accele
     """
     parts, select = learner.parts(), train.select
     watched = {f"{figure}/{n}": x for n, objective in parts for figure, x in objective.watched(learner, feed, rows).items()}
-    if select not in [f"{figure}/{n}" for n, objective in parts for figure in objective.selects]:
-        found = _answered(learner, feed, rows, accelerator, train)
+    if select not in watching(parts):
+        found = _answered(learner, feed, rows, accelerator, select, train.probes)
         return found._replace(probed=watched | found.probed)
     if select not in watched:
-        words = f"{select} is not known: of the rows that it watches none has both a label and what is attacked"
+        words = f"{select} is not known: no row that validates has a label and what is attacked; choose by task/metric or loss"
         raise ConfigError([("train.select", words)])
-    found = _answered(learner, feed, rows, accelerator, train.model_copy(update={"select": None}))
+    found = _answered(learner, feed, rows, accelerator, None, train.probes)
     beside = watched | {f"validation/{found.name}": found.value} | found.probed
     return Measured(select, beside.pop(select), higher=True, probed=beside)
 
 
-def _answered(learner: Learner, feed: Feed, rows: np.ndarray, accelerator: Accelerator, train: Train) -> Measured:
+def _answered(
+    learner: Learner, feed: Feed, rows: np.ndarray, accelerator: Accelerator, select: str | None, probing: bool
+) -> Measured:
     """By a metric of a task, or by the loss."""
     model, device, autocast = learner.model, accelerator.device, accelerator.autocast
-    judge = judge_of(model, train.select)
+    judge = judge_of(model, select)
     if judge is None:
         return Measured("loss", mean_loss(learner, feed, rows, device, autocast), higher=False, probed={})
-    wanted = train.probes and bool(probes.tasks(model))
+    wanted = probing and bool(probes.tasks(model))
     predictions = predict(model, feed, rows, device=device, autocast=autocast, vectors=wanted)
     probed = probes.measure(model, feed, predictions) if wanted and distributed.rank() == 0 else {}
     return Measured(f"{judge.task}/{judge.name}", judged(predictions, judge), judge.metric.higher_is_better, probed)

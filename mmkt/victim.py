@@ -138,7 +138,7 @@ class Victim:
         return {m: ball.anywhere(self.seed, draw) for m, ball in self.balls.items()}
 
     def uniform(self, draw: int) -> Points:
-        """Random places as far away as the threats allow, which may lie beyond the raw spaces' bounds."""
+        """Random places of the threats' balls, which may lie beyond the bounds."""
         return {m: ball.uniform(self.seed, draw) for m, ball in self.balls.items()}
 
     def put(self, points: Symbols) -> Batch:

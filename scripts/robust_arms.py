@@ -86,10 +86,13 @@ def conditions(file: Path) -> dict[str, float]:
 def table(title: str, found: dict[tuple[str, int], dict[str, float]], notes: list[str], differences: bool) -> report.Sheet:
     """Means over seeds with their intervals, of shares or of differences between them."""
     arms = list(dict.fromkeys(arm for arm, _ in found))
-    columns: dict[str, list[str]] = {name: [] for name in next(iter(found.values()))}
+    columns: dict[str, list[str]] = {name: [] for figures in found.values() for name in figures}
     for arm in arms:
         for name, cells in columns.items():
-            values = [figures[name] for (own, _), figures in found.items() if own == arm]
+            values = [figures[name] for (own, _), figures in found.items() if own == arm and name in figures]
+            if not values:  # it does not read that modality
+                cells.append("")
+                continue
             mean, _, low, high = spread(values)
             signed = "+" if name == GAP or differences else ""
             if not signed:
@@ -122,7 +125,11 @@ def main() -> None:
     ]
     sheets = [table("Robust accuracy, means over seeds", found, warned, differences=False)]
     first = next(arm for arm, _ in found)
-    others = {(a, n): {name: x - found[first, n][name] for name, x in own.items()} for (a, n), own in found.items() if a != first}
+    others = {
+        (arm, seed): {name: x - found[first, seed][name] for name, x in own.items() if name in found[first, seed]}
+        for (arm, seed), own in found.items()
+        if arm != first
+    }
     if others:
         sheets.append(table(f"Differences to {first}, paired by seed", others, [], differences=True))
     report.show(sheets, Console())

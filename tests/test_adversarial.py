@@ -449,6 +449,12 @@ def test_the_best_checkpoint_may_be_the_one_that_withstands_most(tiny_settings, 
         assert [line[key] for line in evaluated] == values
 
 
+def test_a_watched_figure_of_no_row_cannot_choose(tiny_settings, monkeypatch):
+    monkeypatch.setattr(Overfitting, "watched", lambda *_: {})
+    with pytest.raises(ConfigError, match=r"train.select: robust/kind is not known: no row .* choose by task"):
+        launch.train(experiment(armed(tiny_settings, "adversarial"), "train.select=robust/kind"))
+
+
 def test_what_no_objective_watches_chooses_nothing(tiny_settings):
     data = armed(tiny_settings, "adversarial")
     with pytest.raises(ConfigError, match=r"train.select: there is no 'robust/kin'; did you mean 'robust/kind'\?; allowed: loss"):

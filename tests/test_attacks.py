@@ -130,6 +130,18 @@ def test_one_step_is_the_gradients_sign_or_direction(victim, m):
     assert not torch.allclose(other, found, atol=1e-4)
 
 
+def test_the_last_search_of_carlini_and_wagner_goes_on_from_the_nearest(victim, monkeypatch):
+    from mmkt.attacks import cw
+
+    attacked, starts = victim("image"), []
+    inverse = cw._inverse
+    monkeypatch.setattr(cw, "_inverse", lambda ball, x: starts.append(x) or inverse(ball, x))
+    Cw(steps=30, searches=3, c=10.0, lr=0.05)(attacked)
+    clean = attacked.clean["image"]
+    assert [torch.equal(x, clean) for x in starts] == [True, True, False]
+    assert attacked.goal.reached(attacked.logits({"image": starts[2]})).all()
+
+
 def test_a_step_from_a_random_place_is_cut_where_it_leads(victim):
     """As Wong et al.'s code: δ ~ U(−ε, ε), δ + 1.25 ε · sign ∇, cut by ε, then by the bounds; black pixels get values between."""
     attacked = victim("image")

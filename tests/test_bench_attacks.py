@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import experiment
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import bench_attacks
 
 from mmkt import launch
+from mmkt.parts import Parts
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -30,6 +32,15 @@ def test_mmkt_beside_foolbox(tiny_settings, monkeypatch, capsys):
     assert sum("PGD-40" in line for line in lines) == 4  # from the picture, from random places, and its cost beside two others
     assert sum("PGD-20" in line for line in lines) == 2
     assert sum("Carlini and Wagner, 9 × 4" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize("form", ["pooled", "strided"])
+def test_the_plain_network(form):
+    net = Parts(["scripts/plain_net"]).find("encoders", "two_convolutions")({}, None, form=form)
+    found = net({"pixels": torch.rand(3, 1, 28, 28)})
+    assert found.pooled.shape == (3, net.width)
+    assert sorted(name for stage in net.stages() for name in stage) == sorted(name for name, _ in net.named_parameters())
+    assert [len(stage) for stage in net.stages()] == [2, 2, 2]
 
 
 def test_a_model_of_sounds_is_refused(trained, monkeypatch):

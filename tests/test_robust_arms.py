@@ -47,6 +47,21 @@ def test_the_table_is_of_worst_cases_over_seeds(tmp_path, monkeypatch, capsys):
     assert lines[6].startswith("| gated | +0.100 [+0.100, +0.100] | +0.100 [+0.100, +0.100] | +0.050 [+0.050, +0.050] |")
 
 
+def test_an_arm_without_a_modality_has_no_figure_of_it(tmp_path, monkeypatch, capsys):
+    attacked(tmp_path / "run-both-0", 0.8, 0.2, 0.5)
+    attacked(tmp_path / "run-text-0", 0.7, 0.1, 0.4)
+    file = tmp_path / "run-text-0/best/attacked/attacks.jsonl"
+    file.write_text(
+        "".join(line for line in file.read_text().splitlines(keepends=True) if '"image' not in line and '"joint' not in line)
+    )
+    monkeypatch.setattr(sys, "argv", ["robust_arms.py", str(tmp_path / "run"), "--arms", "both", "text", "--seeds", "0"])
+    robust_arms.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert lines[3] == "| text | 0.700 |  |  | 0.400 |  |"
+    assert lines[4] == "| arm | none | text edits.characters |"
+    assert lines[6] == "| text | -0.100 | -0.100 |"
+
+
 def test_other_settings_than_those_it_was_attacked_with_are_refused(tmp_path, monkeypatch):
     attacked(tmp_path / "run-concat-0", 0.8, 0.2, 0.5)
     monkeypatch.setattr(sys, "argv", ["robust_arms.py", str(tmp_path / "run"), "evaluate.robustness.rows=7", "--arms", "concat"])

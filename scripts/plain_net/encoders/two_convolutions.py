@@ -16,8 +16,8 @@ from mmkt.types import Encoded, Encoder, Processor
 class TwoConvolutions(Encoder):
     """Two convolutions and a layer, on grey pictures of 28 × 28.
 
-    ``pooled``: 5 × 5 with max-pooling, the usual one. ``strided``: 4 × 4 in steps of two, the one that Wong et al. (2020) showed
-    training on single steps on, a tenth of the work.
+    ``pooled``: 5 × 5 with max-pooling, the usual one. ``strided``: 4 × 4 in steps of two, which Wong et al. (2020) train on
+    single steps; 0.6 million multiplications a picture in place of 11.
     """
 
     kind = "image"
@@ -27,20 +27,15 @@ class TwoConvolutions(Encoder):
     def __init__(self, house: Mapping[str, Encoder], assets: Path | None, *, form: Literal["pooled", "strided"] = "pooled"):
         """Build it."""
         super().__init__()
-        pooled = form == "pooled"
-        self.width = 128 if pooled else 100
-        first, second, flat = (32, 64, 3136) if pooled else (16, 32, 1568)
-        self.body = nn.Sequential(
-            nn.Conv2d(1, first, 5, padding=2) if pooled else nn.Conv2d(1, first, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2) if pooled else nn.Identity(),
-            nn.Conv2d(first, second, 5, padding=2) if pooled else nn.Conv2d(first, second, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2) if pooled else nn.Identity(),
-            nn.Flatten(),
-            nn.Linear(flat, self.width),
-            nn.ReLU(),
-        )
+        self.width = 128 if form == "pooled" else 100
+        layers: list[nn.Module]
+        if form == "pooled":
+            layers = [nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+        else:
+            layers = [nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU()]
+        flat = 3136 if form == "pooled" else 1568
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, self.width), nn.ReLU())
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Encoded:
         """Encode N pictures."""
@@ -49,7 +44,8 @@ class TwoConvolutions(Encoder):
 
     def stages(self) -> list[list[str]]:
         """Each layer with weights."""
-        return [[f"body.{k}.{kind}" for kind in ("weight", "bias")] for k in (0, 3, 7)]
+        named = {k: [f"body.{k}.{name}" for name, _ in layer.named_parameters()] for k, layer in enumerate(self.body)}
+        return [names for names in named.values() if names]
 
     def processor(self) -> Processor:
         """Resize to 28 × 28."""
